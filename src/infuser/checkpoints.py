@@ -1,0 +1,247 @@
+"""A trained model with all that made it: checkpoints in memory, and on disk as safetensors beside a manifest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from infuser.data.dataset import Dataset, Kind
+from infuser.errors import InfuserError, listed
+from infuser.params import trainable
+from infuser.storage import hash_arrays, hash_file, read_json, write_json
+from infuser.types import Builder, Params, Recipe
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of training after `epoch` epochs and `step` steps.
+
+    Randomness needs no state of its own: order, dropout and augmentation are functions of (seed, epoch).
+
+    Attributes:
+        epoch: epochs done; 0 is the initialisation.
+        step: optimiser steps done.
+        weights: the module's state_dict, buffers included, on the CPU.
+        optimizer: the optimiser's state_dict; empty where there is none.
+    """
+
+    epoch: int
+    step: int
+    weights: Params
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the weights."""
+        return hash_arrays({name: value.cpu().numpy() for name, value in self.weights.items()})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training gave: checkpoints from the initialisation to the end, and how to build the model.
+
+    Attributes:
+        builder: (input_shape, n_outputs) -> nn.Module.
+        input_shape: of one document.
+        n_outputs: classes, vocabulary size or regression outputs.
+        kind: of the data's targets.
+        recipe: everything else that changed the weights.
+        data_hash: of the training data.
+        checkpoints: by epoch; the last is the trained model.
+        traces: what the observers recorded, by observer name.
+        device: where models of this run are built.
+    """
+
+    builder: Builder
+    input_shape: tuple[int, ...]
+    n_outputs: int
+    kind: Kind
+    recipe: Recipe
+    data_hash: str
+    checkpoints: tuple[Checkpoint, ...]
+    traces: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @classmethod
+    def from_weights(
+        cls,
+        builder: Builder,
+        state_dict: Mapping[str, Tensor],
+        data: Dataset,
+        *,
+        recipe: Recipe | None = None,
+        device: str = "cpu",
+    ) -> Run:
+        """Return a run of one checkpoint for a model trained elsewhere on `data`.
+
+        Without a recipe it can be attributed and edited for; retraining then needs `train_fn`, or a recipe.
+        """
+        checkpoint = Checkpoint(0, 0, {name: value.detach().cpu().clone() for name, value in state_dict.items()})
+        run = cls(
+            builder,
+            data.input_shape,
+            data.n_outputs,
+            data.kind,
+            recipe or Recipe(),
+            data.content_hash,
+            (checkpoint,),
+            device=device,
+        )
+        run.model()  # fails now, with names, if the weights do not fit
+        return run
+
+    def model(self, checkpoint: int | Checkpoint = -1) -> nn.Module:
+        """Return a new model in eval mode with a checkpoint's weights; torch's random state is left as it was."""
+        chosen = self.checkpoints[checkpoint] if isinstance(checkpoint, int) else checkpoint
+        model = build(self.builder, self.input_shape, self.n_outputs, self.recipe.seed)
+        load_weights(model, chosen.weights)
+        return model.to(self.device).eval()
+
+    def at(self, epoch: int) -> Checkpoint:
+        """Return the checkpoint after `epoch` epochs.
+
+        Raises:
+            InfuserError: it was not kept.
+        """
+        for checkpoint in self.checkpoints:
+            if checkpoint.epoch == epoch:
+                return checkpoint
+        raise InfuserError(
+            f"the run has no checkpoint after epoch {epoch}",
+            got=f"epochs {listed([c.epoch for c in self.checkpoints], 20)}",
+            causes=["the model was trained elsewhere (Run.from_weights)"],
+            remedy="train with infuser, use start='scratch', or pass train_fn to retrain",
+        )
+
+    def __repr__(self) -> str:
+        epochs = [c.epoch for c in self.checkpoints]
+        return (
+            f"Run({len(self.checkpoints)} checkpoints to epoch {epochs[-1]}, data {self.data_hash[:8]}, {self.recipe})"
+        )
+
+
+def build(builder: Builder, input_shape: tuple[int, ...], n_outputs: int, seed: int) -> nn.Module:
+    """Return builder(input_shape, n_outputs) with parameters drawn from `seed`; the global random state is kept."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = builder(input_shape, n_outputs)
+    if not trainable(model):
+        raise InfuserError("the model has no trainable parameters", got=type(model).__name__)
+    return model
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load a state_dict, with names and shapes checked together.
+
+    Raises:
+        InfuserError: names or shapes differ.
+    """
+    own = model.state_dict()
+    wrong = sorted(own.keys() ^ weights.keys())
+    wrong += [n for n in own if n in weights and own[n].shape != weights[n].shape]
+    if wrong:
+        raise InfuserError(
+            f"the weights do not fit the model: {len(wrong)} tensors are missing, too many or of another shape",
+            got=listed(wrong),
+            causes=["another builder, input shape or number of classes"],
+            remedy="build the model as it was trained",
+        )
+    model.load_state_dict(dict(weights))
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str], **manifest: Any) -> Path:
+    """Write epoch-EEEE/ with weights.safetensors, optimizer.pt and manifest.json; it appears only when whole."""
+    final = Path(folder) / f"epoch-{checkpoint.epoch:04d}"
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        # Safetensors refuses tensors that share memory (tied weights), hence the copies.
+        save_file({k: v.contiguous().clone() for k, v in checkpoint.weights.items()}, temporary / "weights.safetensors")
+        torch.save(dict(checkpoint.optimizer), temporary / "optimizer.pt")
+        hashes = {name: hash_file(temporary / name) for name in ("weights.safetensors", "optimizer.pt")}
+        position = {"epoch": checkpoint.epoch, "step": checkpoint.step}
+        write_json(temporary / "manifest.json", {**position, "sha256": hashes, **manifest})
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.replace(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(folder: str | os.PathLike[str], **expected: Any) -> Checkpoint:
+    """Return the checkpoint that `save_checkpoint` wrote, with its hashes and `expected` manifest values checked.
+
+    Raises:
+        InfuserError: a file is missing, truncated or changed, or the manifest names another recipe or data set.
+    """
+    folder = Path(folder)
+    manifest = read_json(folder / "manifest.json")
+    for name, digest in manifest["sha256"].items():
+        path = folder / name
+        if not path.exists() or hash_file(path) != digest:
+            raise InfuserError(
+                f"checkpoint file {name} is missing or damaged",
+                got=str(path),
+                causes=["it was truncated", "it was changed after it was written"],
+                remedy="delete the checkpoint's folder and resume from the one before",
+            )
+    for key, value in expected.items():
+        if manifest.get(key) != value:
+            raise InfuserError(
+                f"the checkpoint in {folder.name} belongs to another {key}",
+                got=manifest.get(key),
+                expected=value,
+                remedy="use another folder, or start over",
+            )
+    try:
+        weights = load_file(folder / "weights.safetensors")
+        optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise InfuserError(f"cannot read the checkpoint in {folder.name}", got=str(error)) from error
+    return Checkpoint(manifest["epoch"], manifest["step"], weights, optimizer)
+
+
+def save_run(run: Run, folder: str | os.PathLike[str]) -> None:
+    """Write every checkpoint of a run; traces are kept by the studies that use them."""
+    for checkpoint in run.checkpoints:
+        save_checkpoint(checkpoint, folder, recipe=asdict(run.recipe), data=run.data_hash)
+
+
+def load_run(
+    builder: Builder, data: Dataset, recipe: Recipe, folder: str | os.PathLike[str], device: str = "cpu"
+) -> Run | None:
+    """Return the run whose checkpoints lie in `folder`, or None where there are none.
+
+    Raises:
+        InfuserError: they belong to another recipe or data set, or are damaged.
+    """
+    parts = sorted(Path(folder).glob("epoch-*"))
+    if not parts:
+        return None
+    expected = {"recipe": asdict(recipe), "data": data.content_hash}
+    checkpoints = tuple(load_checkpoint(part, **expected) for part in parts)
+    return Run(
+        builder,
+        data.input_shape,
+        data.n_outputs,
+        data.kind,
+        recipe,
+        data.content_hash,
+        checkpoints,
+        device=device,
+    )
+
+
+def with_traces(run: Run, traces: Mapping[str, Any]) -> Run:
+    """Return the run with traces added."""
+    return replace(run, traces={**run.traces, **traces})

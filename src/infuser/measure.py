@@ -1,0 +1,273 @@
+"""f(theta): what is to be raised. Every measurement returns one value per query, un-reduced, shape (Q,)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self, cast, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from infuser.data.dataset import Dataset
+from infuser.errors import InfuserError, listed
+from infuser.tasks import losses, task_of
+from infuser.types import Array, Params
+
+_CHUNK = 512  # documents a forward pass; results do not depend on it
+
+
+@dataclass(frozen=True)
+class _OfLabels:
+    """A value read off the logits of Q classification documents with one wanted label each.
+
+    Args:
+        documents: Q probes.
+        labels: (Q,) wanted labels; the documents' own by default.
+    """
+
+    documents: Dataset
+    labels: Array | None = None
+    name: ClassVar[str]
+    unit: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", _checked_labels(self.documents, self.labels))
+
+    def __call__(self, model: nn.Module, params: Params) -> Tensor:
+        """Return one value per probe, shape (Q,)."""
+        return self._read(_outputs(self.documents, model, params))
+
+    def _read(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, q: int) -> Self:
+        rows = slice(q, q + 1 or None)
+        labels = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "documents"}
+        return replace(self, documents=self.documents[self.documents.ids[rows]], **labels)
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """Names of the probes: id->label."""
+        pairs = zip(self.documents.ids.tolist(), _array(self.labels).tolist(), strict=True)
+        return tuple(f"{i}->{y}" for i, y in pairs)
+
+
+@final
+@dataclass(frozen=True)
+class LogProb(_OfLabels):
+    """log p(label | document), in nats."""
+
+    name = "log_prob"
+    unit = "nats"
+
+    def _read(self, logits: Tensor) -> Tensor:
+        return _at(logits.log_softmax(-1), self.labels)
+
+
+@final
+@dataclass(frozen=True)
+class Probability(_OfLabels):
+    """p(label | document), for reading beside the log-odds."""
+
+    name = "probability"
+    unit = "probability"
+
+    def _read(self, logits: Tensor) -> Tensor:
+        return _at(logits.softmax(-1), self.labels)
+
+
+@final
+@dataclass(frozen=True)
+class Margin(_OfLabels):
+    """log p(label) - log(1 - p(label)): the log-odds of the label, which do not saturate as probabilities do."""
+
+    name = "log_odds"
+    unit = "log-odds"
+
+    def _read(self, logits: Tensor) -> Tensor:
+        column = torch.as_tensor(_array(self.labels), device=logits.device)[:, None]
+        return _at(logits, self.labels) - logits.scatter(1, column, float("-inf")).logsumexp(1)
+
+
+@final
+@dataclass(frozen=True)
+class Contrastive(_OfLabels):
+    """log p(label) - log p(against), in nats: the difference of two logits.
+
+    Args:
+        documents: Q probes.
+        labels: (Q,) wanted labels.
+        against: (Q,) labels to be lowered; the documents' own by default.
+    """
+
+    against: Array | None = None
+    name = "contrastive"
+    unit = "nats"
+
+    def __post_init__(self) -> None:
+        _OfLabels.__post_init__(self)
+        object.__setattr__(self, "against", _checked_labels(self.documents, self.against))
+
+    def _read(self, logits: Tensor) -> Tensor:
+        return _at(logits, self.labels) - _at(logits, self.against)
+
+
+@final
+@dataclass(frozen=True)
+class Correct(_OfLabels):
+    """1 where the label has the highest logit, else 0: flips and accuracy. It carries no gradient."""
+
+    name = "correct"
+    unit = "share"
+
+    def _read(self, logits: Tensor) -> Tensor:
+        return (logits.argmax(-1) == torch.as_tensor(_array(self.labels), device=logits.device)).to(logits)
+
+
+@final
+@dataclass(frozen=True)
+class MeanLoss:
+    """The mean loss over a set, negated so that raising f lowers the loss; in nats (half squared units)."""
+
+    documents: Dataset
+    name = "neg_mean_loss"
+    unit = "nats"
+
+    def __call__(self, model: nn.Module, params: Params) -> Tensor:
+        """Return -(1/N) sum L_i, shape (1,)."""
+        return -_losses(self.documents, model, params).mean().reshape(1)
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """One name."""
+        return (f"-mean loss of {self.documents.name}",)
+
+
+@final
+@dataclass(frozen=True)
+class Losses:
+    """The loss of every document of a set, negated: f_q = -L(z_q); in nats (half squared units)."""
+
+    documents: Dataset
+    name = "neg_loss"
+    unit = "nats"
+
+    def __call__(self, model: nn.Module, params: Params) -> Tensor:
+        """Return -L_q, shape (Q,)."""
+        return -_losses(self.documents, model, params)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, q: int) -> Losses:
+        return Losses(self.documents[self.documents.ids[q : q + 1 or None]])
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """The ids of the documents."""
+        return tuple(str(i) for i in self.documents.ids.tolist())
+
+
+@final
+@dataclass(frozen=True)
+class Custom:
+    """Any function (model, params) -> (Q,) tensor as a measurement.
+
+    >>> Custom(lambda model, params: params["w"].sum().reshape(1), name="sum").queries
+    ('sum 0',)
+    """
+
+    fn: Callable[[nn.Module, Params], Tensor]
+    name: str = "custom"
+    unit: str = "its own"
+    n: int = 1
+
+    def __call__(self, model: nn.Module, params: Params) -> Tensor:
+        """Return fn(model, params), checked to have shape (n,)."""
+        value = self.fn(model, params)
+        if value.shape != (self.n,):
+            raise InfuserError(
+                f"measurement {self.name} has the wrong shape",
+                got=tuple(value.shape),
+                expected=f"({self.n},): one value per query",
+                remedy="return an un-reduced tensor, and pass n= the number of queries",
+            )
+        return value
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """Numbered names."""
+        return tuple(f"{self.name} {q}" for q in range(self.n))
+
+
+def predictions(model: nn.Module, params: Params, documents: Dataset) -> Array:
+    """Return the label with the highest logit of every document, shape (N,)."""
+    with torch.no_grad():
+        labels = _outputs(documents, model, params).argmax(-1)
+    return cast(Array, labels.cpu().numpy())
+
+
+def query_names(measurement: Any, count: int) -> tuple[str, ...]:
+    """Return the names of a measurement's queries, numbered where it has none of its own."""
+    names = getattr(measurement, "queries", None)
+    if names is not None and len(names) == count:
+        return tuple(names)
+    return tuple(f"{measurement.name} {q}" for q in range(count))
+
+
+def gradients(measurement: Any, model: nn.Module, params: Params) -> tuple[Params, Tensor]:
+    """Return (grad f with tensors (Q, *shape), f of shape (Q,)) at `params`; one backward pass a query."""
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    with torch.enable_grad():
+        values = measurement(model, leaves)
+        rows = [
+            torch.autograd.grad(value, list(leaves.values()), retain_graph=q + 1 < len(values), materialize_grads=True)
+            for q, value in enumerate(values)
+        ]
+    stacked = {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(leaves)}
+    return stacked, values.detach()
+
+
+def _checked_labels(documents: Dataset, labels: Sequence[int] | Array | None) -> Array:
+    wanted = documents.targets if labels is None else np.asarray(labels, dtype=np.int64)
+    if documents.kind != "classification":
+        raise InfuserError("labels are measured on classification data", got=documents.kind)
+    if wanted.shape != (len(documents),):
+        raise InfuserError("one label per probe is needed", got=wanted.shape, expected=(len(documents),))
+    if ((wanted < 0) | (wanted >= documents.n_outputs)).any():
+        expected = f"0 to {documents.n_outputs - 1}"
+        raise InfuserError("a probe's label is out of range", got=listed(wanted.tolist()), expected=expected)
+    return wanted
+
+
+def _outputs(documents: Dataset, model: nn.Module, params: Params) -> Tensor:
+    device = str(next(iter(params.values())).device)
+    feed = task_of(documents).feed
+    return torch.cat([functional_call(model, params, (feed(b.inputs),)) for b in documents.batches(_CHUNK, device)])
+
+
+def _losses(documents: Dataset, model: nn.Module, params: Params) -> Tensor:
+    device = str(next(iter(params.values())).device)
+    task = task_of(documents)
+    return torch.cat([losses(task, model, params, batch) for batch in documents.batches(_CHUNK, device)])
+
+
+def _array(values: Array | None) -> Array:
+    assert values is not None, "set in __post_init__"
+    return values
+
+
+def _at(values: Tensor, labels: Array | None) -> Tensor:
+    return values.gather(1, torch.as_tensor(_array(labels), device=values.device)[:, None])[:, 0]

@@ -1,0 +1,7 @@
+"""Architectures. A builder is any callable (input_shape, n_outputs) -> nn.Module; calling it draws the parameters."""
+
+from infuser.models.cnn import simple_cnn
+from infuser.models.mlp import mlp
+from infuser.models.resnet import tiny_resnet
+
+__all__ = ["mlp", "simple_cnn", "tiny_resnet"]

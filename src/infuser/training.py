@@ -1,0 +1,292 @@
+"""Training: a plain loop whose result is a function of (builder, data, recipe), with one seam for observers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from infuser.checkpoints import Checkpoint, Run, build, load_run, load_weights, save_checkpoint
+from infuser.data.dataset import Dataset
+from infuser.errors import InfuserError, listed
+from infuser.progress import track
+from infuser.tasks import Task, task_of
+from infuser.types import Array, Batch, Builder, Recipe
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What an observer sees at one step, after the backward pass and before the update: the model is at theta_t.
+
+    Attributes:
+        model: in training mode; to be left as it is found.
+        task: of the data.
+        data: all training documents.
+        batch: those of this step.
+        losses: (B,) of the batch, detached.
+        lr: of this step.
+        epoch: epochs done before this step.
+        step: steps done before this step, over the whole run.
+        steps: of the whole run.
+    """
+
+    model: nn.Module
+    task: Task
+    data: Dataset
+    batch: Batch
+    losses: Tensor
+    lr: float
+    epoch: int
+    step: int
+    steps: int
+
+
+class Observer(Protocol):
+    """Watches training and changes nothing: weights with and without observers are equal bit for bit."""
+
+    @property
+    def name(self) -> str:
+        """The key of its trace in Run.traces."""
+        ...
+
+    def step(self, moment: Moment) -> None:
+        """Record what this step shows."""
+        ...
+
+    def trace(self) -> Any:
+        """Return what was recorded."""
+        ...
+
+
+def epoch_order(ids: Array, recipe: Recipe, epoch: int) -> Array:
+    """Return the positions of `ids` in the order of an epoch (counted from 0).
+
+    Every document draws a key from (seed, epoch, id) and the keys are sorted, so that removing documents keeps the
+    order of the others.
+
+    >>> ids = np.arange(5)
+    >>> full = ids[epoch_order(ids, Recipe(seed=1), 0)]
+    >>> part = ids[ids != 3][epoch_order(ids[ids != 3], Recipe(seed=1), 0)]
+    >>> [i for i in full.tolist() if i != 3] == part.tolist()
+    True
+    """
+    counted = 0 if recipe.order == "fixed" else epoch
+    salt = np.random.SeedSequence([recipe.seed, counted]).generate_state(2, np.uint64)
+    keys = _mix(_mix(ids.astype(np.uint64) ^ salt[0]) ^ salt[1])
+    # lexsort by id second makes ties, improbable as they are, independent of where a document is stored.
+    return np.lexsort((ids, keys))
+
+
+def _mix(x: Any) -> Any:
+    """The splitmix64 finaliser (Steele, Lea and Flood, 2014)."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def train(
+    builder: Builder,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    observers: Sequence[Observer] = (),
+    start: Checkpoint | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+) -> Run:
+    """Return the run of `recipe` on `data`: a checkpoint of the start and one after every epoch.
+
+    A step descends sum_i w_i L_i / B over its batch (token mean for language models). Initialisation, order, dropout
+    and augmentation are functions of recipe.seed, so the same call gives the same bits on the same machine.
+
+    Args:
+        builder: (input_shape, n_outputs) -> nn.Module.
+        data: documents; their weights multiply their losses.
+        recipe: everything else that changes the weights.
+        observers: called at every step; no observers are called for epochs loaded from `folder`.
+        start: a checkpoint to go on from instead of the initialisation (weights, optimiser state, position).
+        folder: where checkpoints are written after each epoch; epochs found there are not trained again, so that the
+            same call resumes an interrupted run, bit for bit.
+        device: where to train.
+
+    Raises:
+        InfuserError: a loss is not finite (step and documents are named; checkpoints so far are kept), or `folder`
+            holds the checkpoints of another recipe or data set.
+    """
+    kept: list[Checkpoint] = []
+    if folder is not None:
+        if start is not None:
+            raise InfuserError("start and folder exclude each other", remedy="pass one of them")
+        done = load_run(builder, data, recipe, folder, device)
+        kept = list(done.checkpoints) if done else []
+        if kept and observers and kept[-1].epoch > 0:
+            raise InfuserError(
+                "observers would miss the epochs that are already trained",
+                got=f"{kept[-1].epoch} epochs in {folder}",
+                remedy="choose an empty folder, or train without observers",
+            )
+        kept = kept[: recipe.epochs + 1]
+    model = build(builder, data.input_shape, data.n_outputs, recipe.seed).to(device)
+    begin = kept[-1] if kept else start
+    if begin is not None:
+        load_weights(model, begin.weights)
+    optimizer = _optimizer(model, recipe)
+    if begin is not None and begin.optimizer:
+        optimizer.load_state_dict(dict(begin.optimizer))
+
+    def keep(epoch: int, step: int) -> None:
+        kept.append(_snapshot(model, optimizer, epoch, step))
+        if folder is not None:
+            save_checkpoint(kept[-1], folder, recipe=asdict(recipe), data=data.content_hash)
+
+    if not kept:
+        keep(begin.epoch if begin else 0, begin.step if begin else 0)
+    with _threads(recipe.threads):
+        for epoch in range(kept[-1].epoch, recipe.epochs):
+            step = _epoch(model, optimizer, data, recipe, kept[-1], observers)
+            keep(epoch + 1, step)
+    return Run(
+        builder,
+        data.input_shape,
+        data.n_outputs,
+        data.kind,
+        recipe,
+        data.content_hash,
+        tuple(kept),
+        {observer.name: observer.trace() for observer in observers},
+        device,
+    )
+
+
+def _epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Dataset,
+    recipe: Recipe,
+    begin: Checkpoint,
+    observers: Sequence[Observer],
+) -> int:
+    """Train one epoch in place and return the number of steps done so far."""
+    task = task_of(data)
+    device = str(next(model.parameters()).device)
+    order = torch.from_numpy(epoch_order(data.ids, recipe, begin.epoch))
+    per_epoch = -(-len(data) // recipe.batch_size)
+    steps = per_epoch * recipe.epochs
+    model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(_mix(np.uint64(recipe.seed) + _mix(np.uint64(begin.epoch + 1)))) % 2**63)
+        described = f"epoch {begin.epoch + 1} of {recipe.epochs}"
+        for i, positions in enumerate(track(torch.split(order, recipe.batch_size), described)):
+            step = begin.step + i
+            lr = scheduled(recipe, step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            batch = data.batch(positions, device)
+            outputs = model(_augment(task.feed(batch.inputs), recipe))
+            losses = task.loss(outputs, batch.targets)
+            objective = task.objective(losses, batch)
+            optimizer.zero_grad(set_to_none=True)
+            objective.backward()
+            if not torch.isfinite(objective):
+                raise _diverged(losses, batch, begin.epoch, step)
+            if observers:
+                moment = Moment(model, task, data, batch, losses.detach(), lr, begin.epoch, step, steps)
+                with _untouched(model):
+                    for observer in observers:
+                        observer.step(moment)
+            optimizer.step()
+    return begin.step + per_epoch
+
+
+def _diverged(losses: Tensor, batch: Batch, epoch: int, step: int) -> InfuserError:
+    bad = batch.ids[~torch.isfinite(losses.detach())].tolist()
+    return InfuserError(
+        f"the training loss is not finite at step {step} (epoch {epoch + 1}); checkpoints up to epoch {epoch} are kept",
+        got=f"documents {listed(bad)}" if bad else "the sum over the batch overflows",
+        causes=["the learning rate is too high", "the documents hold extreme values"],
+        remedy="lower lr, or look at these documents",
+    )
+
+
+def scheduled(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the learning rate of a step (counted from 0) out of `steps`.
+
+    >>> [round(scheduled(Recipe(lr=1.0, schedule="linear"), t, 4), 2) for t in range(4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    if recipe.schedule == "constant":
+        return recipe.lr
+    done = step / steps
+    return float(recipe.lr * (1 - done if recipe.schedule == "linear" else (1 + np.cos(np.pi * done)) / 2))
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    params = [p for p in model.parameters() if p.requires_grad]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(params, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(params, recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def _augment(inputs: Tensor, recipe: Recipe) -> Tensor:
+    if recipe.augmentation == "none":
+        return inputs
+    if inputs.ndim != 4:
+        raise InfuserError("augmentation needs images", got=tuple(inputs.shape[1:]), expected="(C, H, W)")
+    flipped = torch.rand(len(inputs)) < 0.5
+    inputs = torch.where(flipped.to(inputs.device)[:, None, None, None], inputs.flip(-1), inputs)
+    if recipe.augmentation == "flip":
+        return inputs
+    height, width = inputs.shape[-2:]
+    padded = F.pad(inputs, (4, 4, 4, 4), mode="reflect")
+    down, right = torch.randint(0, 9, (2, len(inputs))).tolist()
+    return torch.stack([x[:, d : d + height, r : r + width] for x, d, r in zip(padded, down, right, strict=True)])
+
+
+def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, step: int) -> Checkpoint:
+    weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    state = optimizer.state_dict()
+    copied = {key: {k: _copied(v) for k, v in slot.items()} for key, slot in state["state"].items()}
+    return Checkpoint(epoch, step, weights, {**state, "state": copied})
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Give observers the model in eval mode, and put modes, gradients, buffers and torch's random state back."""
+    modes = {module: module.training for module in model.modules()}
+    grads = [p.grad for p in model.parameters()]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for p, grad in zip(model.parameters(), grads, strict=True):
+                p.grad = grad
+
+
+def without_traces(run: Run) -> Run:
+    """Return the run without what its observers recorded."""
+    return replace(run, traces={})
