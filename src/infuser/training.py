@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -140,7 +141,8 @@ def train(
         load_weights(model, begin.weights)
     optimizer = _optimizer(model, recipe)
     if begin is not None and begin.optimizer:
-        optimizer.load_state_dict(dict(begin.optimizer))
+        # Copied: the optimiser would otherwise go on in the checkpoint's own tensors, and spoil it for the next run.
+        optimizer.load_state_dict(deepcopy(dict(begin.optimizer)))
 
     def keep(epoch: int, step: int) -> None:
         kept.append(_snapshot(model, optimizer, epoch, step))
@@ -182,7 +184,7 @@ def _epoch(
     steps = per_epoch * recipe.epochs
     model.train()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(_mix(np.uint64(recipe.seed) + _mix(np.uint64(begin.epoch + 1)))) % 2**63)
+        torch.manual_seed(int(_mix(np.uint64(recipe.seed) ^ _mix(np.uint64(begin.epoch + 1)))) % 2**63)
         described = f"epoch {begin.epoch + 1} of {recipe.epochs}"
         for i, positions in enumerate(track(torch.split(order, recipe.batch_size), described)):
             step = begin.step + i
