@@ -132,6 +132,30 @@ class Correct(_OfLabels):
 
 @final
 @dataclass(frozen=True)
+class Accuracy:
+    """The share of documents whose label has the highest logit. It carries no gradient.
+
+    Args:
+        documents: a labelled set.
+        queries: names of the rows that it is reported under; the one value is repeated for each.
+        name: of the column, where several sets are measured.
+    """
+
+    documents: Dataset
+    queries: tuple[str, ...] = ("",)
+    name: str = "test_accuracy"
+    unit = "share"
+
+    def __call__(self, model: nn.Module, params: Params) -> Tensor:
+        """Return the share, shape (Q,)."""
+        return Correct(self.documents)(model, params).mean().repeat(len(self.queries))
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+
+@final
+@dataclass(frozen=True)
 class MeanLoss:
     """The mean loss over a set, negated so that raising f lowers the loss; in nats (half squared units)."""
 

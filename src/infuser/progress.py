@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def track(items: Sequence[T], description: str) -> Iterator[T]:
-    """Yield the items; on a terminal, show a bar once two seconds have gone by.
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items; on a terminal, show a bar of `total` (their number if known) once two seconds have gone by.
 
     >>> list(track([1, 2], "doubling"))
     [1, 2]
@@ -25,7 +25,7 @@ def track(items: Sequence[T], description: str) -> Iterator[T]:
     begun = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-    task = bar.add_task(description, total=len(items), rate="")
+    task = bar.add_task(description, total=len(items) if total is None and isinstance(items, Sized) else total, rate="")
     started = False
     try:
         for done, item in enumerate(items):

@@ -1,0 +1,170 @@
+"""The command line: thin. Every command reads arguments, calls one function and prints what it returns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infuser.errors import InfuserError
+
+# Torch and everything above it is imported inside the commands: `infuser --help` answers at once.
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Shape and audit model behaviour through training data.",
+)
+
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder that holds the data set's files.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting, key=value; may be given often.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in the folder.")]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Let the configuration name module:function.")]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
+
+
+@contextmanager
+def _said(hint: str) -> Iterator[None]:
+    """Turn the library's errors and an interrupt into one message and an exit code."""
+    try:
+        yield
+    except InfuserError as error:
+        typer.secho(f"Error: {error}", err=True, fg="red")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.secho(f"\nStopped. What was finished is kept. To go on: {hint}", err=True, fg="yellow")
+        raise typer.Exit(130) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import infuser
+
+        typer.echo(f"infuser {infuser.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Shape and audit model behaviour through training data."""
+
+
+@app.command()
+def run(
+    what: Annotated[str, typer.Argument(help="digits, mnist, cifar10, or the path of a YAML configuration.")],
+    data: Data = None,
+    out: Out = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Find the documents that move a behaviour, edit a few, retrain, and state the effect against controls."""
+    folder = out or Path("runs") / Path(what).stem
+    hint = f"infuser run {what} --out {folder} --resume (with the same settings)"
+    with _said(hint):
+        from infuser.studies.experiment import run_experiment
+        from infuser.studies.presets import experiment
+        from infuser.studies.show import summary
+
+        chosen = experiment(what, settings or [], data)
+        results = run_experiment(chosen, folder, resume=resume, overwrite=overwrite, allow_code=allow_code)
+        typer.echo(summary(results))
+        typer.echo(f"Report: {folder / 'report.html'}")
+
+
+@app.command()
+def show(folder: RunFolder) -> None:
+    """Print the effects of a finished run."""
+    with _said(f"infuser show {folder}"):
+        from infuser.storage import read_json
+        from infuser.studies.show import summary
+
+        typer.echo(summary(read_json(folder / "results.json")))
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the configuration.")] = Path("infuser.yaml"),
+    like: Annotated[str, typer.Option("--like", help="The preset to start from.")] = "digits",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a commented configuration with every setting and its default."""
+    with _said("infuser init"):
+        from infuser.storage import write_text
+        from infuser.studies.presets import commented
+
+        if path.exists() and not overwrite:
+            raise InfuserError(f"{path} exists", remedy="pass --overwrite, or another path")
+        write_text(path, commented(like))
+        typer.echo(f"Wrote {path}. Run it with: infuser run {path}")
+
+
+@app.command()
+def attribute(
+    folder: RunFolder,
+    method: Annotated[str, typer.Option("--method", help="influence, tracin, similarity, trak or f-ine.")] = "influence",
+    top: Annotated[int, typer.Option("--top", help="Documents to print per probe.")] = 5,
+    out: Annotated[Path | None, typer.Option("--out", help="Parquet file; scores-METHOD.parquet by default.")] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Score all training documents of a run towards its probes."""
+    with _said(f"infuser attribute {folder} --method {method}"):
+        from infuser.studies.commands import attribute_run
+
+        path = out or folder / f"scores-{method}.parquet"
+        scores = attribute_run(folder, method, path, allow_code=allow_code)
+        for q, name in enumerate(scores.queries):
+            typer.echo(f"{name}: proponents {_row(scores.top(top, q))}; opponents {_row(scores.bottom(top, q))}")
+        typer.echo(f"Wrote {path} ({scores.method}; unit: {scores.unit})")
+
+
+@app.command()
+def edit(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or with --undo a folder of edited documents.")],
+    probe: Annotated[str | None, typer.Option("--probe", help="The probe, as `infuser show` names it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the edited training set.")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Put every document back, byte for byte.")] = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Write the training set with the edit of one probe as files; or undo it there."""
+    with _said(f"infuser edit {folder}"):
+        from infuser.studies.commands import edit_run, undo_edit
+
+        if undo:
+            typer.echo(f"Put {undo_edit(folder)} documents back in {folder}")
+            return
+        where = out or folder / "edited"
+        count, total = edit_run(folder, probe, where, allow_code=allow_code)
+        typer.echo(f"Wrote {total} documents, {count} of them edited, to {where}")
+
+
+@app.command()
+def retrain(
+    folder: RunFolder,
+    probe: Annotated[str | None, typer.Option("--probe", help="The probe whose edit is tried.")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="Comma-separated seeds.")] = "1,2,3",
+    start: Annotated[str, typer.Option("--start", help="last_epoch, half or scratch.")] = "last_epoch",
+    allow_code: AllowCode = False,
+) -> None:
+    """Retrain on a stored edit and on its clean control, and print the paired difference for each seed."""
+    with _said(f"infuser retrain {folder}"):
+        from infuser.studies.commands import retrain_run
+
+        typer.echo(retrain_run(folder, probe, seeds, start, allow_code=allow_code))
+
+
+def _row(ids: Any) -> str:
+    return ", ".join(str(i) for i in ids)
+
+
+if __name__ == "__main__":
+    sys.exit(app())

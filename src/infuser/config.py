@@ -1,0 +1,166 @@
+"""Configuration: YAML to the library's own dataclasses and back. Unknown keys and wrong values name their key path."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from infuser.errors import InfuserError, listed
+
+C = TypeVar("C")
+MAX_BYTES = 1_000_000  # a config is text that a person wrote; anything larger is not one
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds, read safely: no tags, no code, no aliases.
+
+    Raises:
+        InfuserError: the file is missing, too large, not UTF-8, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InfuserError(f"cannot read the configuration {path.name}", got=str(error)) from error
+    if len(raw) > MAX_BYTES:
+        raise InfuserError("the configuration is too large", got=f"{len(raw)} bytes", expected=f"at most {MAX_BYTES}")
+    try:
+        text = raw.decode("utf-8")
+        # Aliases let a few lines unfold into gigabytes, and no setting needs them.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+            raise InfuserError(f"{path.name} uses YAML aliases", remedy="write the value out")
+        value = yaml.safe_load(text)
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InfuserError(f"{path.name} is not valid YAML", got=str(error).replace("\n", " ")) from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InfuserError(f"{path.name} must hold a mapping of settings", got=type(value).__name__)
+    return value
+
+
+def parse(cls: type[C], values: Mapping[str, Any]) -> C:
+    """Return the dataclass `cls` built of nested mappings.
+
+    Raises:
+        InfuserError: an unknown key or a wrong value, named by its path ("recipe.lr").
+    """
+    _check_keys(cls, values, ())
+    try:
+        return TypeAdapter(cls).validate_python(dict(values))
+    except ValidationError as error:
+        problems = [f"{'.'.join(_path(e['loc'])) or '(top)'}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        raise InfuserError("the configuration has wrong values", got=listed(problems)) from error
+
+
+def dump(value: Any) -> str:
+    """Return a dataclass as YAML that `parse` reads back."""
+    plain = TypeAdapter(type(value)).dump_python(value, mode="json")
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Return `values` with "a.b=c" settings put in; the right side is read as YAML.
+
+    >>> override({"recipe": {"lr": 0.1}}, ["recipe.lr=0.2", "k=5"])
+    {'recipe': {'lr': 0.2}, 'k': 5}
+    """
+    result = _copy(values)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise InfuserError("a setting must read key=value", got=setting, expected="for example recipe.lr=0.02")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InfuserError(f"the value of {path} is not valid YAML", got=text) from error
+        *parents, last = path.split(".")
+        inner = result
+        for key in parents:
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise InfuserError(f"{key} in {path} is a value, not a group of settings", got=inner)
+        inner[last] = value
+    return result
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over` laid on top, group by group."""
+    result = _copy(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def resolve(name: str, namespace: Any, allow_code: bool = False) -> Callable[..., Any]:
+    """Return the public callable `name` of a module, or what "module:function" names.
+
+    Raises:
+        InfuserError: the name is unknown, or names code and `allow_code` is False.
+    """
+    if ":" not in name:
+        if name in namespace.__all__:
+            return cast("Callable[..., Any]", getattr(namespace, name))
+        close = difflib.get_close_matches(name, namespace.__all__, 1)
+        raise InfuserError(
+            f"{name} is not in {namespace.__name__}",
+            expected=", ".join(namespace.__all__) + ", or module:function",
+            remedy=f"did you mean {close[0]}?" if close else None,
+        )
+    if not allow_code:
+        raise InfuserError(
+            "the configuration asks to run code", got=name, remedy="read that code, then pass --allow-code"
+        )
+    module, _, function = name.partition(":")
+    # The user's own module usually lies beside the configuration, where python -m would look.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return cast("Callable[..., Any]", getattr(importlib.import_module(module), function))
+    except (ImportError, AttributeError) as error:
+        raise InfuserError(f"cannot import {name}", got=str(error)) from error
+
+
+def _path(parts: Sequence[Any]) -> list[str]:
+    return [str(part) for part in parts if not str(part)[:1].isupper()]
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _check_keys(cls: Any, values: Any, path: tuple[str, ...]) -> None:
+    classes = _dataclasses_in(cls)
+    if not classes or not isinstance(values, Mapping):
+        return
+    hints: dict[str, Any] = {}
+    for each in classes:
+        hints |= typing.get_type_hints(each)
+    fields = {field.name for each in classes for field in dataclasses.fields(each)}
+    for key, value in values.items():
+        where = ".".join((*path, str(key)))
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, 1)
+            raise InfuserError(
+                f"unknown setting {where}",
+                expected=", ".join(sorted(fields)),
+                remedy=f"did you mean {'.'.join((*path, close[0]))}?" if close else None,
+            )
+        _check_keys(hints[key], value, (*path, key))
+
+
+def _dataclasses_in(cls: Any) -> list[type]:
+    if typing.get_origin(cls) in (typing.Union, types.UnionType):
+        return [inner for arg in typing.get_args(cls) for inner in _dataclasses_in(arg)]
+    return [cls] if dataclasses.is_dataclass(cls) and isinstance(cls, type) else []

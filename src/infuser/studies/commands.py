@@ -1,0 +1,97 @@
+"""What the commands do with a finished run: score its documents anew, write out an edited data set, try an edit again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from infuser.attribution import GradientSimilarity, TracIn, TRAK, attribute
+from infuser.config import parse, read_yaml
+from infuser.errors import InfuserError
+from infuser.evaluation.retrain import retrain
+from infuser.evaluation.stats import compare
+from infuser.perturbation.manifest import load_edit, undo_images, write_images
+from infuser.studies.experiment import Experiment, Start, Study, prepare
+from infuser.types import Arm, Scores
+
+
+def open_study(folder: Path, *, allow_code: bool = False) -> Study:
+    """Return the study of a run folder; its checkpoints are loaded, not trained again.
+
+    Raises:
+        InfuserError: the folder holds no run.
+    """
+    if not (folder / "config.yaml").exists():
+        raise InfuserError("this is not a run folder", got=str(folder), remedy="make one with `infuser run`")
+    settings = parse(Experiment, read_yaml(folder / "config.yaml"))
+    return prepare(settings, folder, {}, allow_code=allow_code)
+
+
+def attribute_run(folder: Path, method: str, out: Path, *, allow_code: bool = False) -> Scores:
+    """Score all training documents of a run towards its probes with a named method and write them as parquet."""
+    study = open_study(folder, allow_code=allow_code)
+    scorers: dict[str, Any] = {
+        "influence": study.influence,
+        "no-curvature": study.plain,
+        "tracin": TracIn(),
+        "similarity": GradientSimilarity(),
+        "trak": TRAK(),
+    }
+    if method not in scorers:
+        raise InfuserError("unknown attribution method", got=method, expected=", ".join(scorers))
+    scores = attribute(scorers[method], study.run, study.data, study.probes)
+    scores.to_parquet(out)
+    return scores
+
+
+def edit_run(folder: Path, probe: str | None, out: Path, *, allow_code: bool = False) -> tuple[int, int]:
+    """Write the training set of a run, with the stored edit of one probe in it, as files that can be undone.
+
+    Returns:
+        (documents edited, documents written).
+    """
+    study = open_study(folder, allow_code=allow_code)
+    edit = load_edit(_edit_folder(folder, study, probe), study.data)
+    write_images(study.data, out, edit)
+    return len(edit), len(study.data)
+
+
+def undo_edit(folder: Path) -> int:
+    """Put every edited document of a written training set back, byte for byte; return their number."""
+    return undo_images(folder)
+
+
+def retrain_run(folder: Path, probe: str | None, seeds: str, start: str, *, allow_code: bool = False) -> str:
+    """Retrain a run on a stored edit and on the clean data; return the paired effect in words."""
+    if start not in get_args(Start):
+        raise InfuserError("unknown regime", got=start, expected=", ".join(get_args(Start)))
+    try:
+        numbers = tuple(int(s) for s in seeds.split(","))
+    except ValueError as error:
+        raise InfuserError("seeds must be whole numbers", got=seeds, expected="for example 1,2,3") from error
+    study = open_study(folder, allow_code=allow_code)
+    where = _edit_folder(folder, study, probe)
+    edited = study.data.apply(load_edit(where, study.data))
+    clean = Arm("clean", study.data, "the training data as they are")
+    arms = [clean, Arm("edit", edited, f"the stored edit of {where.name}")]
+    q = _names(study).index(where.name)
+    trials = retrain(study.run, arms, study.probes[q], numbers, start)
+    effect = compare(trials, arm="edit", control="clean")
+    lines = [f"{where.name}, {start}: {effect}"]
+    for seed in numbers:
+        of = {arm: trials.where(arm=arm).value[trials.where(arm=arm).seed == seed].mean() for arm in ("clean", "edit")}
+        lines.append(f"  seed {seed}: clean {of['clean']:+.3f}, edit {of['edit']:+.3f}")
+    return "\n".join(lines)
+
+
+def _names(study: Study) -> list[str]:
+    return [f"probe-{name.replace('->', '-')}" for name in study.probes.queries]
+
+
+def _edit_folder(folder: Path, study: Study, probe: str | None) -> Path:
+    names = _names(study)
+    wanted = names[0] if probe is None else f"probe-{probe.removeprefix('probe-').replace('->', '-')}"
+    if wanted not in names or not (folder / "edits" / wanted).exists():
+        known = ", ".join(study.probes.queries)
+        raise InfuserError("no edit of this probe", got=probe, expected=f"one of {known}")
+    return folder / "edits" / wanted
