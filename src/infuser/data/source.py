@@ -1,0 +1,118 @@
+"""The data set that a config or the command line names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from infuser.data.cifar10 import cifar10
+from infuser.data.dataset import Dataset
+from infuser.data.digits import digits
+from infuser.data.folder import folder as image_folder
+from infuser.data.hub import hub
+from infuser.data.mnist import fashion_mnist, mnist
+from infuser.data.parquet import parquet
+from infuser.errors import InfuserError
+
+KNOWN = "digits, mnist, fashion_mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME"
+
+
+def load(
+    source: str,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    limit: int | None = None,
+    test_limit: int | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+) -> tuple[Dataset, Dataset]:
+    """Return (train, test) of the data set that `source` names.
+
+    `folder:PATH` and `parquet:PATH` take the subfolders train and test, or train.parquet and test.parquet, where PATH
+    holds them; otherwise all documents are split by `seed`.
+
+    Args:
+        source: digits, mnist, fashion_mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME.
+        folder: where the files of mnist, fashion_mnist and cifar10 lie.
+        limit: training documents to keep, drawn by `seed`: a smaller limit keeps a part of what a larger one keeps.
+        test_limit: test documents to keep, likewise.
+        test_fraction: share of the documents to test on, where the source has no test part.
+        seed: of the split and of the limits.
+
+    Raises:
+        InfuserError: an unknown name, a missing folder, a limit beyond the data set, or files that cannot be read.
+    """
+    kind, _, rest = source.partition(":")
+    match kind, rest:
+        case "digits", "":
+            train, test = digits(test_fraction, seed)
+        case "mnist", "":
+            train, test = mnist(_needed(folder, kind))
+        case "fashion_mnist", "":
+            train, test = fashion_mnist(_needed(folder, kind))
+        case "cifar10", "":
+            train, test = cifar10(_needed(folder, kind))
+        case "npz", path if path:
+            train, test = mnist(path, name=Path(path).stem)
+        case (("folder" | "parquet"), path) if path:
+            train, test = _from_path(kind, Path(path), test_fraction, seed)
+        case "hf", name if name:
+            train, test = hub(name)
+        case _:
+            raise InfuserError("unknown data set", got=repr(source), expected=KNOWN)
+    return subset(train, limit, seed), subset(test, test_limit, seed)
+
+
+def subset(data: Dataset, limit: int | None, seed: int = 0) -> Dataset:
+    """Return `limit` documents drawn by `seed`, in the order of `data`; all of them for None.
+
+    Raises:
+        InfuserError: the limit is not between 1 and the number of documents.
+    """
+    if limit is None or limit == len(data):
+        return data
+    if not 1 <= limit <= len(data):
+        raise InfuserError(f"the limit does not fit {data.name}", got=limit, expected=f"1 to {len(data)}")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(data))[:limit])
+    return data[data.ids[chosen]]
+
+
+def split(data: Dataset, test_fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Return (train, test): round(N * test_fraction) documents drawn by `seed`, and the others.
+
+    Raises:
+        InfuserError: one part would be empty.
+    """
+    count = round(len(data) * test_fraction) if 0 < test_fraction < 1 else 0
+    if not 0 < count < len(data):
+        raise InfuserError(
+            f"{data.name} cannot be split", got=f"{test_fraction:g} of {len(data)} documents", expected="two parts"
+        )
+    test = subset(data, count, seed)
+    return data.without(test.ids), test
+
+
+def _from_path(kind: str, path: Path, test_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    read: Callable[..., Dataset] = image_folder if kind == "folder" else parquet
+    suffix = "" if kind == "folder" else ".parquet"
+    parts = [path / f"train{suffix}", path / f"test{suffix}"]
+    if not all(part.exists() for part in parts):
+        if kind == "parquet" and path.is_dir():
+            raise InfuserError(f"{path.name} lacks train.parquet or test.parquet", got=str(path))
+        return split(read(path), test_fraction, seed)
+    train = read(parts[0], name=f"{path.name} train")
+    test = read(parts[1], name=f"{path.name} test", classes=train.classes)
+    if train.input_shape != test.input_shape:
+        raise InfuserError("train and test images differ", got=test.input_shape, expected=train.input_shape)
+    n_outputs = max(train.n_outputs, test.n_outputs)
+    return replace(train, n_outputs=n_outputs), replace(test, n_outputs=n_outputs, ids=test.ids + train.ids.max() + 1)
+
+
+def _needed(folder: str | os.PathLike[str] | None, kind: str) -> str | os.PathLike[str]:
+    if folder is None:
+        raise InfuserError(f"{kind} needs the folder that holds its files", remedy="pass --data DIR (folder=)")
+    return folder
