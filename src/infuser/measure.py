@@ -265,7 +265,8 @@ def gradients(measurement: Any, model: nn.Module, params: Params) -> tuple[Param
 
 
 def _checked_labels(documents: Dataset, labels: Sequence[int] | Array | None) -> Array:
-    wanted = documents.targets if labels is None else np.asarray(labels, dtype=np.int64)
+    # A copy: a data set's own array is read-only, which torch warns about.
+    wanted = np.array(documents.targets if labels is None else labels, dtype=np.int64)
     if documents.kind != "classification":
         raise InfuserError("labels are measured on classification data", got=documents.kind)
     if wanted.shape != (len(documents),):
