@@ -1,0 +1,254 @@
+"""All inner products <v_q, grad L_i> of Q vectors with N documents' gradients; the training set is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from infuser import params as algebra
+from infuser.attribution.per_document import by_vmap, evaluating, gradients
+from infuser.checkpoints import Run
+from infuser.data.dataset import Dataset
+from infuser.errors import InfuserError, listed
+from infuser.tasks import Task, losses, task_of
+from infuser.types import Batch, Params
+
+Via = Literal["auto", "captured", "jvp", "central", "vmap"]
+_WAYS = ("captured", "jvp", "central", "vmap")
+_STEP = {torch.float64: 1e-3}  # |h v| of the largest central difference used, in units of the parameters ...
+_COARSE = 0.05  # ... and for every other dtype, whose rounding is the larger error
+_GOOD = 0.003  # a relative error below which no smaller step is tried
+_TOLERANCE = 0.01  # the largest relative error of a central difference that is accepted
+_CHECKED = 24  # documents that the step is checked on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How inner products will be computed, and why; printable.
+
+    Attributes:
+        via: captured (per-document gradients from a layer's inputs and output gradients), jvp (forward mode along v),
+            central (losses at theta +- h v) or vmap (per-document gradients by vmap(grad)).
+        queries: Q, rows of v that are not zero everywhere.
+        documents: N.
+        batch_size: documents a pass.
+        names: the parameters that `via` covers.
+        rest: further parameters with a non-zero v that no layer covers; they go by `rest_via`.
+        rest_via: jvp or vmap; "" where there is no rest.
+        reason: why this way.
+    """
+
+    via: str
+    queries: int
+    documents: int
+    batch_size: int
+    names: tuple[str, ...]
+    rest: tuple[str, ...] = ()
+    rest_via: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        rest = f", {len(self.rest)} parameters outside them by {self.rest_via}" if self.rest else ""
+        return (
+            f"{self.queries} queries x {self.documents} documents via {self.via} in batches of {self.batch_size}"
+            f" ({len(self.names)} parameters{rest}): {self.reason}"
+        )
+
+
+def plan(model: nn.Module, params: Params, data: Dataset, vectors: Params, via: Via = "auto") -> Plan:
+    """Return how `inner_products` will compute the products of `vectors` (Q, *shape).
+
+    Costs in forward passes over the data, by arithmetic: central 2 a query; jvp 5 a query; captured 3 (a forward, a
+    backward to activations, a contraction) and little a query; vmap some 6 and little a query. So central is used for
+    one query and captured for more; where layers do not cover a parameter, vmap takes it, or jvp up to 2 queries.
+
+    Raises:
+        InfuserError: `via` is unknown, a vector's name or shape is not a parameter's, or captured was asked for and no
+            layer covers a parameter.
+    """
+    _check_vectors(params, vectors)
+    if via != "auto" and via not in _WAYS:
+        raise InfuserError("unknown way to compute inner products", got=via, expected=("auto", *_WAYS))
+    queries = len(next(iter(vectors.values())))
+    used = tuple(name for name, value in vectors.items() if value.any())
+    made = Plan(str(via), queries, len(data), _batch_size(data, params), used, reason="asked for")
+    if via == "auto" and queries == 1:
+        return replace(
+            made, via="central", reason="2 forward passes for one query; falls back if its error is too large"
+        )
+    if via not in ("auto", "captured"):
+        return made
+    return replace(made, via="vmap", reason="no layer support")
+
+
+def inner_products(
+    run_or_model: Run | nn.Module, params: Params, data: Dataset, vectors: Params, via: Via = "auto"
+) -> Tensor:
+    """Return <v_q, grad L_i> for every query and document, shape (Q, N), on the parameters' device.
+
+    Args:
+        run_or_model: the model, or a run, whose last checkpoint is taken. The mode that it is in is put back.
+        params: theta, where gradients are taken.
+        data: N documents.
+        vectors: v, tensors (Q, *shape) by name; a parameter that is missing counts as v = 0.
+        via: auto chooses by cost; see `plan`. central raises where its error is too large, auto falls back.
+
+    Raises:
+        InfuserError: as `plan`; or a central difference disagrees with that of twice its step by more than 1 %.
+    """
+    model = run_or_model.model() if isinstance(run_or_model, Run) else run_or_model
+    chosen = plan(model, params, data, vectors, via)
+    task = task_of(data)
+    with evaluating(model):
+        if chosen.via == "central":
+            step, error = central_step(model, params, data, vectors)
+            if error > _TOLERANCE:
+                if via == "central":
+                    raise _rough(step, error)
+                chosen = replace(_exact(chosen), reason=f"central differences are {error:.1%} off")
+            else:
+                return _over(data, chosen, params, lambda batch: central(model, params, task, batch, vectors, step))
+        return _run(chosen, model, params, data, vectors)
+
+
+def squared_norms(run_or_model: Run | nn.Module, params: Params, data: Dataset) -> Tensor:
+    """Return |grad L_i|^2 of every document, shape (N,)."""
+    model = run_or_model.model() if isinstance(run_or_model, Run) else run_or_model
+    task = task_of(data)
+    with evaluating(model):
+        parts = []
+        for batch in data.batches(_batch_size(data, params), str(next(iter(params.values())).device)):
+            rows = gradients(model, params, task, batch)
+            parts.append(torch.stack([value.flatten(1).square().sum(1) for value in rows.values()]).sum(0))
+    return torch.cat(parts)
+
+
+def _run(chosen: Plan, model: nn.Module, params: Params, data: Dataset, vectors: Params) -> Tensor:
+    task = task_of(data)
+    ways: dict[str, Callable[[Batch], Tensor]] = {
+        "jvp": lambda batch: by_jvp(model, params, task, batch, vectors),
+        "vmap": lambda batch: _by_vmap(model, params, task, batch, vectors),
+    }
+    return _over(data, chosen, params, ways[chosen.via])
+
+
+def _exact(chosen: Plan) -> Plan:
+    return replace(chosen, via="jvp")
+
+
+def _over(data: Dataset, chosen: Plan, params: Params, fn: Callable[[Batch], Tensor]) -> Tensor:
+    device = str(next(iter(params.values())).device)
+    return torch.cat([fn(batch) for batch in data.batches(chosen.batch_size, device)], dim=1)
+
+
+def by_jvp(model: nn.Module, params: Params, task: Task, batch: Batch, vectors: Params) -> Tensor:
+    """Return <v_q, grad L_i> by forward-mode differentiation along each v, shape (Q, B): exact, any layer.
+
+    Scaled dot-product attention has no forward mode in its fused kernels, so its plain one is used here.
+    """
+
+    def fn(p: Params) -> Tensor:
+        return losses(task, model, {**params, **p}, batch)
+
+    point = {name: params[name] for name in vectors}
+    rows = []
+    with torch.no_grad(), math_attention():
+        for q in range(len(next(iter(vectors.values())))):
+            tangent = jvp(fn, (point,), ({name: value[q] for name, value in vectors.items()},))[1]
+            rows.append(tangent)
+    return torch.stack(rows)
+
+
+def central(model: nn.Module, params: Params, task: Task, batch: Batch, vectors: Params, step: float) -> Tensor:
+    """Return (L_i(theta + h v_q) - L_i(theta - h v_q)) / 2 h with h |v_q| = step, shape (Q, B); 2 forwards a query."""
+    rows = []
+    with torch.no_grad():
+        for q in range(len(next(iter(vectors.values())))):
+            v = {name: value[q] for name, value in vectors.items()}
+            size = float(algebra.norm(v))
+            if size == 0:
+                rows.append(torch.zeros(len(batch), device=batch.weights.device, dtype=next(iter(v.values())).dtype))
+                continue
+            h = step / size
+            above = losses(task, model, algebra.add(params, v, h), batch)
+            below = losses(task, model, algebra.add(params, v, -h), batch)
+            rows.append((above - below) / (2 * h))
+    return torch.stack(rows)
+
+
+def central_step(model: nn.Module, params: Params, data: Dataset, vectors: Params) -> tuple[float, float]:
+    """Return (step, error): the |h v| to take, and the relative error to expect from it (worst query, Euclidean norm).
+
+    The error is the disagreement of the differences at `step` and at twice of it, on documents spread over the data:
+    three times the error of `step` where the loss is smooth, about equal to it where kinks (ReLU) dominate. Rounding
+    grows with 1/h, so that of a few steps the best is taken.
+    """
+    picked = np.unique(np.linspace(0, len(data) - 1, min(_CHECKED, len(data))).astype(np.int64))
+    batch = data.batch(picked, str(next(iter(params.values())).device))
+    task = task_of(data)
+    largest = _STEP.get(next(iter(vectors.values())).dtype, _COARSE)
+    best = (largest, float("inf"))
+    coarse = central(model, params, task, batch, vectors, 2 * largest)
+    for step in (largest, largest / 2, largest / 4, largest / 8):
+        fine = central(model, params, task, batch, vectors, step)
+        size = fine.norm(dim=1).clamp(min=torch.finfo(fine.dtype).tiny)
+        error = float(((coarse - fine).norm(dim=1) / size).max())
+        if error < best[1]:
+            best = (step, error)
+        if error <= _GOOD:
+            break
+        coarse = fine
+    return best
+
+
+def math_attention() -> AbstractContextManager[None]:
+    """Return a context in which attention runs in its plain kernel, which every transform supports."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def _by_vmap(model: nn.Module, params: Params, task: Task, batch: Batch, vectors: Params) -> Tensor:
+    rest = {name: value for name, value in params.items() if name not in vectors}
+    point = {name: params[name] for name in vectors}
+    rows = by_vmap(model, point, task, batch, rest=rest)
+    return contract(vectors, rows)
+
+
+def contract(vectors: Params, rows: Params) -> Tensor:
+    """Return the inner products of (Q, *shape) with (B, *shape) tensors of the same names, shape (Q, B)."""
+    return torch.stack([value.flatten(1) @ rows[name].flatten(1).T for name, value in vectors.items()]).sum(0)
+
+
+def _batch_size(data: Dataset, params: Params) -> int:
+    return min(len(data), 32)
+
+
+def _check_vectors(params: Params, vectors: Params) -> None:
+    if not vectors:
+        raise InfuserError("no vectors were given", expected="tensors (Q, *shape) by parameter name")
+    unknown = [name for name in vectors if name not in params]
+    wrong = [n for n in vectors if n in params and vectors[n].shape[1:] != params[n].shape]
+    if unknown or wrong or len({len(value) for value in vectors.values()}) != 1:
+        raise InfuserError(
+            "the vectors do not fit the parameters",
+            got=listed([f"{name}: {tuple(vectors[name].shape)}" for name in [*unknown, *wrong] or vectors]),
+            expected="tensors (Q, *shape of the parameter) by parameter name, one Q for all",
+            causes=["the direction was made for another model", "the leading query dimension is missing"],
+        )
+
+
+def _rough(step: float, error: float) -> InfuserError:
+    return InfuserError(
+        "the central difference is not accurate enough",
+        got=f"a disagreement of {error:.2%} between the step |h v| = {step:g} and half of it",
+        expected=f"at most {_TOLERANCE:.0%}",
+        causes=["the loss is rough along v", "the products are lost in the rounding of the loss"],
+        remedy="use via='auto', 'jvp' or 'captured'",
+    )

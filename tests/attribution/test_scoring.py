@@ -1,0 +1,140 @@
+"""Every way to inner products agrees with vmap(grad) written out in the tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from infuser.attribution.scoring import central_step, inner_products, plan, squared_norms
+from infuser.errors import InfuserError
+from infuser.params import trainable
+from tests.attribution.small import MODELS, digits_run, loss_gradients, params_of, products, random_vectors
+
+
+def relative(got, want):
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("via", ["jvp", "vmap", "auto"])
+def test_exact_ways_agree_with_autograd(name, via):
+    run, data, _ = digits_run(name)
+    model, params = params_of(run)
+    vectors = random_vectors(params, 3)
+    want = products(vectors, loss_gradients(model, params, data))
+    got = inner_products(model, params, data, vectors, via)
+    assert got.shape == (3, len(data))
+    assert relative(got, want) < 2e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_central_differences_are_within_the_error_that_they_state(name):
+    run, data, _ = digits_run(name)
+    model, params = params_of(run)
+    vectors = random_vectors(params, 1)
+    want = products(vectors, loss_gradients(model, params, data))
+    _, error = central_step(model, params, data, vectors)
+    assert error < 0.01
+    got = inner_products(model, params, data, vectors, "central")
+    # A document on a kink (a tie in a max-pool) has no derivative there: the 3 worst of 60 are looked at apart.
+    smooth = (got - want)[0].abs().argsort()[:-3]
+    assert relative(got[:, smooth], want[:, smooth]) < max(3 * error, 0.01)
+    assert relative(got, want) < 0.03
+
+
+def test_the_comparison_would_notice_a_sign_a_factor_and_an_order():
+    run, data, _ = digits_run("mlp")
+    model, params = params_of(run)
+    vectors = random_vectors(params, 3)
+    want = products(vectors, loss_gradients(model, params, data))
+    got = inner_products(model, params, data, vectors, "jvp")
+    for wrong in (-got, 1.01 * got, got.flip(1), got.flip(0)):
+        assert relative(wrong, want) > 5e-3
+
+
+def test_parameters_without_a_vector_count_as_zero():
+    run, data, _ = digits_run("tiny_resnet")
+    model, params = params_of(run)
+    vectors = random_vectors(params, 2)
+    some = {name: value for name, value in vectors.items() if "conv" in name}
+    want = products(some, loss_gradients(model, params, data))
+    for via in ("jvp", "vmap", "auto"):
+        assert relative(inner_products(model, params, data, some, via), want) < 2e-5
+    assert relative(inner_products(model, params, data, vectors, "jvp"), want) > 0.1
+
+
+def test_a_zero_vector_gives_zeros_and_not_nan():
+    run, data, _ = digits_run("mlp")
+    model, params = params_of(run)
+    zero = {name: torch.zeros(1, *value.shape) for name, value in params.items()}
+    assert inner_products(model, params, data, zero).abs().max() == 0
+
+
+def test_a_rough_loss_is_refused_by_central_and_handled_by_auto():
+    run, data, _ = digits_run("mlp")
+    model, params = params_of(run)
+    # Weights so large that the losses' rounding drowns the difference.
+    steep = {name: 30000 * value for name, value in params.items()}
+    vectors = random_vectors(params, 1)
+    want = products(vectors, loss_gradients(model, steep, data))
+    assert central_step(model, steep, data, vectors)[1] > 0.01
+    with pytest.raises(InfuserError, match="central difference is not accurate enough"):
+        inner_products(model, steep, data, vectors, "central")
+    assert relative(inner_products(model, steep, data, vectors, "auto"), want) < 2e-5
+
+
+def test_squared_norms():
+    run, data, _ = digits_run("tiny_resnet")
+    model, params = params_of(run)
+    rows = loss_gradients(model, params, data)
+    want = sum(value.flatten(1).square().sum(1) for value in rows.values())
+    assert relative(squared_norms(model, params, data), want) < 1e-5
+
+
+def test_batches_and_order_do_not_matter():
+    run, data, _ = digits_run("simple_cnn")
+    model, params = params_of(run)
+    vectors = random_vectors(params, 2)
+    whole = inner_products(model, params, data, vectors)
+    part = inner_products(model, params, data[data.ids[[41, 3, 17]]], vectors)
+    assert relative(part, whole[:, [41, 3, 17]]) < 1e-5
+
+
+def test_the_model_is_left_as_it_was():
+    run, data, _ = digits_run("tiny_resnet")
+    model = run.model().train()
+    model.bn.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    vectors = random_vectors(trainable(model), 1)
+    for via in ("auto", "jvp", "vmap", "central"):
+        inner_products(model, trainable(model), data, vectors, via)
+    assert model.training
+    assert not model.bn.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert all(not m._forward_hooks and not m._backward_hooks for m in model.modules())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_plan_can_be_printed_and_names_its_reason():
+    run, data, _ = digits_run("mlp")
+    model, params = params_of(run)
+    one = plan(model, params, data, random_vectors(params, 1))
+    assert one.via == "central"
+    assert "1 queries x 60 documents via central" in str(one)
+    assert plan(model, params, data, random_vectors(params, 1), "jvp").via == "jvp"
+
+
+def test_vectors_that_do_not_fit_are_named():
+    run, data, _ = digits_run("mlp")
+    model, params = params_of(run)
+    name = next(iter(params))
+    with pytest.raises(InfuserError, match="do not fit"):
+        inner_products(model, params, data, params)
+    with pytest.raises(InfuserError, match="nonsense"):
+        inner_products(model, params, data, {"nonsense": params[name][None]})
+    with pytest.raises(InfuserError, match="no vectors"):
+        inner_products(model, params, data, {})
+    with pytest.raises(InfuserError, match="unknown way"):
+        inner_products(model, params, data, random_vectors(params, 1), "guess")
