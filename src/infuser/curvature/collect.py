@@ -1,0 +1,228 @@
+"""What a forward and a backward pass leave at the layers: inputs and output gradients, and no weight gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call
+
+from infuser.curvature.forms import EmbeddingForm, Form
+from infuser.curvature.layers import Grads, Input, Inputs, Layer
+from infuser.errors import InfuserError, listed
+from infuser.tasks import Task
+from infuser.types import Batch, Params
+
+Cotangents = Callable[[Tensor], Iterable[Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Inputs `a` and output gradients `g` of every layer for one batch: `a, g = captured[layer]`.
+
+    Attributes:
+        outputs: (B, ...) of the model, detached.
+        losses: (B,) at the true labels, detached.
+        mask: (B, T) True at real positions, or None where all are.
+    """
+
+    outputs: Tensor
+    losses: Tensor
+    mask: Tensor | None
+    inputs: Mapping[str, Inputs] = field(repr=False)
+    grads: Mapping[str, Grads] = field(repr=False)
+
+    def __getitem__(self, layer: Layer) -> tuple[Inputs, Grads]:
+        return self.inputs[layer.names[0]], self.grads[layer.names[0]]
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+
+@dataclass(frozen=True)
+class _Call:
+    form: Form
+    layers: tuple[str, ...]
+    x: Tensor
+    edge: GradientEdge
+    shape: tuple[int, ...]
+
+
+def collect(
+    model: nn.Module,
+    params: Params,
+    task: Task,
+    batch: Batch,
+    layers: Sequence[Layer],
+    cotangent: Tensor | None = None,
+) -> Captured:
+    """Return inputs and output gradients of `layers`: one forward pass, one backward pass to activations.
+
+    Args:
+        model: evaluated in eval mode (its own mode is put back).
+        params: the point of evaluation.
+        task: of the data.
+        batch: documents.
+        layers: of `find_layers`.
+        cotangent: gradient of the outputs, (B, ...); None for that of the summed loss at the true labels, so that g is
+            each document's own.
+
+    Raises:
+        InfuserError: a layer's module is not called, or an input cannot be split into documents.
+    """
+    return next(iter(captures(model, params, task, batch, layers, lambda _: (cotangent,))))
+
+
+def captures(
+    model: nn.Module, params: Params, task: Task, batch: Batch, layers: Sequence[Layer], cotangents: Cotangents
+) -> Iterator[Captured]:
+    """Yield what `collect` returns for each of cotangents(outputs): one forward pass, one backward pass each."""
+    detached = {name: value.detach() for name, value in params.items()}
+    with torch.enable_grad(), _eval_mode(model):
+        with _recording(model, layers, len(batch)) as calls:
+            outputs = functional_call(model, detached, (task.feed(batch.inputs),))
+        _require_called(layers, calls)
+        losses = task.loss(outputs, batch.targets)
+        wanted = list(cotangents(outputs.detach()))
+        for i, cotangent in enumerate(wanted):
+            grads = torch.autograd.grad(
+                losses.sum() if cotangent is None else outputs,
+                [call.edge for call in calls],
+                None if cotangent is None else cotangent,
+                retain_graph=i + 1 < len(wanted),
+                allow_unused=True,
+            )
+            yield _captured(outputs, losses, task.mask(batch), calls, grads)
+
+
+def _captured(
+    outputs: Tensor, losses: Tensor, mask: Tensor | None, calls: Sequence[_Call], grads: Sequence[Tensor | None]
+) -> Captured:
+    inputs: dict[str, Inputs] = {}
+    gradients: dict[str, Grads] = {}
+    for call, grad in zip(calls, grads, strict=True):
+        filled = outputs.new_zeros(call.shape) if grad is None else grad
+        x, g = call.form.arrange(call.x, filled, len(losses))
+        for name in call.layers:
+            inputs[name] = (*inputs.get(name, ()), Input(call.form, x))
+            gradients[name] = (*gradients.get(name, ()), g)
+    return Captured(outputs.detach(), losses.detach(), mask, inputs, gradients)
+
+
+@contextmanager
+def _recording(model: nn.Module, layers: Sequence[Layer], documents: int) -> Iterator[list[_Call]]:
+    """Record every call of the layers' modules; the hooks are gone when the block ends."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    users: dict[str, list[tuple[str, Form]]] = {}
+    for layer in layers:
+        for form in layer.forms:
+            users.setdefault(form.module, []).append((layer.names[0], form))
+    calls: list[_Call] = []
+
+    def record(name: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            x = (args or tuple(kwargs.values()))[0].detach()
+            if isinstance(users[name][0][1], EmbeddingForm):
+                x, output = _per_document(x, output, documents)
+            if not output.requires_grad:
+                # Nothing before this layer depends on a tensor with a gradient, as no parameter has one here. The copy
+                # gives the output a place in the graph that later in-place operations do not move.
+                output = output.detach().requires_grad_().clone()
+            edge = get_gradient_edge(output)
+            for form in dict.fromkeys(form for _, form in users[name]):
+                owners = tuple(layer for layer, own in users[name] if own == form)
+                calls.append(_Call(form, owners, x, edge, tuple(output.shape)))
+            return output
+
+        return hook
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    try:
+        handles += [modules[name].register_forward_hook(record(name), with_kwargs=True) for name in users]
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _per_document(ids: Tensor, output: Tensor, documents: int) -> tuple[Tensor, Tensor]:
+    """Repeat what is looked up once for all documents (positions) for each, so that its gradient is per document."""
+    if ids.ndim == 1:
+        # (T,) positions or (B,) one id a document? Positions count up from somewhere.
+        counted = len(ids) > 1 and bool((ids.diff() == 1).all())
+        if len(ids) == documents and not counted:
+            return ids, output
+        ids, output = ids[None], output[None]
+    if len(ids) == 1 and documents > 1:
+        return ids.expand(documents, *ids.shape[1:]), output.expand(documents, *output.shape[1:])
+    return ids, output
+
+
+def _require_called(layers: Sequence[Layer], calls: Sequence[_Call]) -> None:
+    called = {call.form.module for call in calls}
+    idle = [form.module for layer in layers for form in layer.forms if form.module not in called]
+    if idle:
+        raise InfuserError(
+            "layers are never called by the model's forward pass",
+            got=listed(idle, 20),
+            causes=["their weights are used without calling the module", "they are not used in eval mode"],
+            remedy="leave their parameters out with find_layers(model, names=...)",
+        )
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    if not any(training for _, training in modes):
+        yield
+        return
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def verify(model: nn.Module, params: Params, task: Task, batch: Batch, layers: Sequence[Layer]) -> None:
+    """Compare the layers' per-document gradients with autograd's, on a batch of a few documents.
+
+    Captured inputs cannot show that a weight is also used outside its module, that a module's forward is not what its
+    class says, or that documents are not on the first axis; a comparison can.
+
+    Raises:
+        InfuserError: they differ by more than one part in a thousand; all such layers are listed.
+    """
+    captured = collect(model, params, task, batch, layers)
+    mine = {name: grad for layer in layers for name, grad in layer.gradients(*captured[layer]).items()}
+    leaves = {name: p.detach().requires_grad_(name in mine) for name, p in params.items()}
+    with torch.enable_grad(), _eval_mode(model):
+        losses = task.loss(functional_call(model, leaves, (task.feed(batch.inputs),)), batch.targets)
+        wanted = [leaves[name] for name in mine]
+        rows = [
+            torch.autograd.grad(loss, wanted, retain_graph=i + 1 < len(losses), materialize_grads=True)
+            for i, loss in enumerate(losses)
+        ]
+    wrong = []
+    total = torch.stack([torch.stack([g.norm() for g in row]).norm() for row in rows])
+    for i, (name, got) in enumerate(mine.items()):
+        true = torch.stack([row[i] for row in rows]).flatten(1)
+        error = (got.flatten(1) - true).norm(dim=1)
+        if not bool((error <= 1e-3 * true.norm(dim=1) + 1e-5 * total).all()):
+            wrong.append(name)
+    if wrong:
+        raise InfuserError(
+            "per-document gradients of some layers differ from autograd's",
+            got=f"parameters {listed(wrong, 20)}",
+            causes=[
+                "the weight is also used outside its module",
+                "the module has a forward pass of its own",
+                "the model moves or mixes documents along the batch axis",
+            ],
+            remedy="leave these parameters out with find_layers(model, names=...)",
+        )
