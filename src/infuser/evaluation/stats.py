@@ -1,0 +1,377 @@
+"""Paired comparison of arms, with intervals whose unit is the probe (or the base model), never the single retraining.
+
+Intervals: a two-way bootstrap over probes and seeds from 8 probes on, a t-interval over probe means from 3 to 7, none
+below 3. p-values: sign flips of the probe means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from scipy import stats
+
+from infuser.errors import InfuserError, listed
+from infuser.types import Array, Effect, Estimate, Trials
+
+PRIMARY = "log_odds"  # probabilities saturate, log-odds do not
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made.
+
+    Attributes:
+        resamples: of the bootstrap.
+        level: of the interval.
+        seed: of the resampling.
+    """
+
+    resamples: int = 10_000
+    level: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resamples < 100 or not 0 < self.level < 1:
+            raise InfuserError("not a bootstrap", got=self, expected="at least 100 resamples, 0 < level < 1")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Differences of an arm and its control on the same probes and seeds.
+
+    Attributes:
+        probes: (n,) names; "" where a value belongs to the whole model.
+        seeds: (s,).
+        arm: (n, s) values of the arm.
+        control: (n, s) values of the control.
+        measure: what was measured.
+    """
+
+    probes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    arm: Array
+    control: Array
+    measure: str
+
+    @property
+    def difference(self) -> Array:
+        """Arm minus control, (n, s)."""
+        return cast(Array, self.arm - self.control)
+
+
+def compare(
+    trials: Trials,
+    arm: str,
+    control: str = "clean",
+    measure: str | None = None,
+    *,
+    probes: Sequence[str] | None = None,
+    clusters: Mapping[str, str] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> Effect:
+    """Return the effect of `arm` minus `control`, paired by probe and seed.
+
+    Args:
+        trials: measured rows of both arms.
+        arm: name of the treated arm.
+        control: name of what it is compared with.
+        measure: name of the measurement; by default the only one, or log_odds among several.
+        probes: the probes to compare on; by default all of either arm, which then must be the same.
+        clusters: probe -> unit of analysis, where probes are not independent (a base model, a class); by default every
+            probe is a unit.
+        bootstrap: how intervals are made.
+
+    Raises:
+        InfuserError: a pair is missing (it is named), or the arms did not start from the same weights, optimiser state
+            and documents.
+    """
+    pairs = paired(trials, arm, control, measure, probes)
+    table, unit = pairs.difference, "probes"
+    if clusters is not None:
+        table, unit = _clustered(pairs, clusters), "clusters"
+    estimate = table_estimate(table, pairs.seeds, unit, bootstrap)
+    per_probe = dict(zip(pairs.probes, pairs.difference.mean(1).tolist(), strict=True))
+    return Effect(arm, control, pairs.measure, estimate, sign_flip(table.mean(1), bootstrap), per_probe)
+
+
+def pool(effects: Sequence[Effect], bootstrap: Bootstrap | None = None) -> Effect:
+    """Return one effect whose unit is the base model: `effects` holds one effect for each of them.
+
+    Raises:
+        InfuserError: the effects are of different arms, controls or measures.
+    """
+    kinds = {(e.arm, e.control, e.measure) for e in effects}
+    if len(kinds) != 1:
+        raise InfuserError("only effects of one arm, control and measure are pooled", got=sorted(kinds))
+    values = np.array([e.value for e in effects])
+    seeds = tuple(sorted({seed for e in effects for seed in e.estimate.seeds}))
+    estimate = table_estimate(values[:, None], seeds, "base models", bootstrap)
+    per_probe = {f"model {i}: {probe}": d for i, e in enumerate(effects) for probe, d in e.per_probe.items()}
+    (arm, control, measure) = kinds.pop()
+    return Effect(arm, control, measure, estimate, sign_flip(values, bootstrap), per_probe)
+
+
+def paired(
+    trials: Trials, arm: str, control: str, measure: str | None = None, probes: Sequence[str] | None = None
+) -> Pairs:
+    """Return the values of two arms on the same probes and seeds.
+
+    A control that holds one value for the whole model is paired with every probe of the arm.
+
+    Raises:
+        InfuserError: see `compare`.
+    """
+    measure = measure or _only_measure(trials)
+    treated, untreated = (_cells(trials, name, measure) for name in (arm, control))
+    if {probe for probe, _ in untreated} == {""}:
+        wanted = {probe for probe, _ in treated}
+        untreated = {(probe, seed): value for (_, seed), value in untreated.items() for probe in wanted}
+    chosen = list(probes) if probes is not None else list(dict.fromkeys(p for p, _ in [*treated, *untreated]))
+    seeds = sorted({s for p, s in [*treated, *untreated] if p in chosen})
+    grid = [(probe, seed) for probe in chosen for seed in seeds]
+    missing = [f"{arm} {key}" for key in grid if key not in treated]
+    missing += [f"{control} {key}" for key in grid if key not in untreated]
+    if missing or not grid:
+        raise InfuserError(
+            f"{len(missing)} (probe, seed) pairs are missing, so {arm} and {control} cannot be paired on {measure}",
+            got=f"no {listed(missing)}" if missing else "no probes",
+            expected=f"every one of {len(chosen)} probes under every one of {len(seeds)} seeds, in both arms",
+            causes=["the arms were retrained with different seeds", "retraining was interrupted"],
+            remedy="retrain what is missing, or name the probes to compare on with probes=",
+        )
+    _same_start(trials, arm, control, seeds)
+    shape = (len(chosen), len(seeds))
+    values = [np.array([cells[key] for key in grid]).reshape(shape) for cells in (treated, untreated)]
+    return Pairs(tuple(chosen), tuple(seeds), values[0], values[1], measure)
+
+
+def _only_measure(trials: Trials) -> str:
+    names = list(dict.fromkeys(trials.measure.tolist()))
+    if len(names) == 1:
+        return str(names[0])
+    if PRIMARY in names:
+        return PRIMARY
+    raise InfuserError("several things were measured", got=listed(names), remedy="name one with measure=")
+
+
+def _cells(trials: Trials, arm: str, measure: str) -> dict[tuple[str, int], float]:
+    """Return (probe, seed) -> value; a pair that was measured twice must agree, whole-model values are averaged."""
+    rows = trials.where(arm=arm, measure=measure)
+    if not len(rows):
+        known = sorted(set(trials.arm.tolist())), sorted(set(trials.measure.tolist()))
+        raise InfuserError(f"there are no trials of arm {arm} on {measure}", expected=f"arms {known[0]} on {known[1]}")
+    found: dict[tuple[str, int], list[float]] = {}
+    for probe, seed, value in zip(rows.probe.tolist(), rows.seed.tolist(), rows.value.tolist(), strict=True):
+        found.setdefault((probe, int(seed)), []).append(value)
+    torn = [key for key, values in found.items() if key[0] and len(set(values)) > 1]
+    if torn:
+        raise InfuserError(
+            f"{arm} holds different values of {measure} for one probe and seed",
+            got=listed(torn),
+            causes=["two probes share their document and label", "trials of two runs were pooled"],
+            remedy="compare them apart, then pool the effects",
+        )
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def _same_start(trials: Trials, arm: str, control: str, seeds: Sequence[int]) -> None:
+    if not trials.starts:  # rows from elsewhere: nothing is known about their starts
+        return
+    for seed in seeds:
+        a, b = (trials.starts.get(f"{name}/{seed}", "unknown") for name in (arm, control))
+        if a != b:
+            parts = [x.split("=")[0] for x, y in zip(a.split(), b.split(), strict=False) if x != y]
+            raise InfuserError(
+                f"{arm} and {control} did not start alike under seed {seed}, so their difference is not an effect",
+                got=f"{arm}: {a}; {control}: {b}",
+                expected="the same starting weights, optimiser state, documents and recipe",
+                causes=[f"they differ in {', '.join(parts)}" if parts else "one start is unknown"],
+                remedy="retrain both arms from the same run; data.with_weights(ids, 0) drops documents and keeps N",
+            )
+
+
+def _clustered(pairs: Pairs, clusters: Mapping[str, str]) -> Array:
+    """Return differences averaged within clusters, (clusters, s)."""
+    missing = [probe for probe in pairs.probes if probe not in clusters]
+    if missing:
+        raise InfuserError("probes without a cluster", got=listed(missing), remedy="name a cluster for each probe")
+    names = list(dict.fromkeys(clusters[probe] for probe in pairs.probes))
+    rows = [[p for p, probe in enumerate(pairs.probes) if clusters[probe] == name] for name in names]
+    return np.stack([pairs.difference[row].mean(0) for row in rows])
+
+
+def table_estimate(
+    table: Array, seeds: Sequence[int] = (), unit: str = "probes", bootstrap: Bootstrap | None = None
+) -> Estimate:
+    """Return the mean of a table (units, seeds) with its interval.
+
+    Args:
+        table: (n, s) values; s = 1 where there are no seeds to resample.
+        seeds: the seeds of the columns.
+        unit: what a row is.
+        bootstrap: how the interval is made; used from 8 rows on.
+    """
+    how = bootstrap or Bootstrap()
+    table = finite(table)
+    n, s = table.shape
+    value = float(table.mean())
+    if n < 3:
+        return Estimate(value, None, n, tuple(seeds), unit, f"none: fewer than 3 {unit}", how.level)
+    if n < 8:
+        half = stats.t.ppf((1 + how.level) / 2, n - 1) * table.mean(1).std(ddof=1) / np.sqrt(n)
+        method = f"t-interval over means of {n} {unit}"
+        return Estimate(value, (float(value - half), float(value + half)), n, tuple(seeds), unit, method, how.level)
+    method = f"bootstrap over {n} {unit}" + (f" and {s} seeds" if s > 1 else "") + f", {how.resamples} resamples"
+    return Estimate(value, two_way_interval(table, how), n, tuple(seeds), unit, method, how.level)
+
+
+def two_way_interval(table: Array, bootstrap: Bootstrap) -> tuple[float, float]:
+    """Return the percentile interval of the mean of a table (n, s) under resampling of its rows and of its columns.
+
+    Plain percentile intervals are too narrow for small tables. So row effects are stretched by sqrt(n / (n - 1)) times
+    t_{n-1} over z (the width of the t-interval) and column effects by sqrt(s / (s - 1)) (the unbiased variance) before
+    they are resampled. With one column the answer is about one seed and no other.
+
+    Source: Owen, The pigeonhole bootstrap, 2007 (resampling of both factors); Hesterberg, What teachers should know
+    about the bootstrap, 2015, section 3.3 (expanded percentile interval).
+    """
+    n, s = table.shape
+    tail = (1 + bootstrap.level) / 2
+    mean, rows, columns = table.mean(), table.mean(1, keepdims=True), table.mean(0, keepdims=True)
+    row_stretch = np.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail)
+    column_stretch = np.sqrt(s / (s - 1)) if s > 1 else 0.0
+    residual = table - rows - columns + mean
+    stretched = mean + row_stretch * (rows - mean) + column_stretch * (columns - mean) + residual
+    rng = np.random.default_rng(bootstrap.seed)
+    row_counts = rng.multinomial(n, np.full(n, 1 / n), bootstrap.resamples)
+    column_counts = rng.multinomial(s, np.full(s, 1 / s), bootstrap.resamples)
+    means = ((row_counts @ stretched) * column_counts).sum(1) / (n * s)
+    low, high = np.quantile(means, [1 - tail, tail])
+    return float(low), float(high)
+
+
+def sign_flip(values: Array, bootstrap: Bootstrap | None = None) -> float | None:
+    """Return the two-sided p of mean 0 under sign flips of `values` (n,); None below 3 values.
+
+    All 2^n flips are counted where they are at most 2^14; else 2^14 random ones, with 1 added to both counts.
+    """
+    values = finite(values)
+    if len(values) < 3:
+        return None
+    # Swapping the members of a pair (d, 0) flips the sign of its difference d.
+    result = stats.permutation_test(
+        (values, np.zeros_like(values)),
+        lambda x, y, axis: (x - y).mean(axis),
+        permutation_type="samples",
+        n_resamples=2**14,
+        vectorized=True,
+        random_state=np.random.default_rng((bootstrap or Bootstrap()).seed),
+    )
+    return float(result.pvalue)
+
+
+def mean_estimate(
+    values: Array, unit: str = "probes", seeds: Sequence[int] = (), bootstrap: Bootstrap | None = None
+) -> Estimate:
+    """Return the mean of independent values (n,), with the interval that n allows (see `table_estimate`)."""
+    return table_estimate(np.asarray(values, dtype=np.float64)[:, None], seeds, unit, bootstrap)
+
+
+def median_estimate(
+    values: Array, unit: str = "probes", seeds: Sequence[int] = (), bootstrap: Bootstrap | None = None
+) -> Estimate:
+    """Return the median of independent values (n,), with a bootstrap interval from 8 values on."""
+    how = bootstrap or Bootstrap()
+    values = finite(values)
+    value, n = float(np.median(values)), len(values)
+    if n < 8:
+        return Estimate(value, None, n, tuple(seeds), unit, f"none: fewer than 8 {unit}", how.level)
+    rng = np.random.default_rng(how.seed)
+    result = stats.bootstrap(
+        (values,),
+        np.median,
+        n_resamples=how.resamples,
+        confidence_level=how.level,
+        method="percentile",
+        random_state=rng,
+    )
+    interval = (float(result.confidence_interval.low), float(result.confidence_interval.high))
+    return Estimate(value, interval, n, tuple(seeds), unit, f"bootstrap over {n} {unit}", how.level)
+
+
+def wilson(successes: int, n: int, unit: str = "probes", seeds: Sequence[int] = (), level: float = 0.95) -> Estimate:
+    """Return a share with its Wilson interval; no interval where n is 0.
+
+    >>> print(wilson(0, 10))
+    0 [0, 0.278] (n = 10 probes, 0 seeds)
+    """
+    if not 0 <= successes <= n:
+        raise InfuserError("successes are counted among n", got=f"{successes} of {n}")
+    if n == 0:
+        return Estimate(float("nan"), None, 0, tuple(seeds), unit, f"none: no {unit}", level)
+    interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    ends = (float(interval.low), float(interval.high))
+    return Estimate(successes / n, ends, n, tuple(seeds), unit, "Wilson", level)
+
+
+def spearman(x: Array, y: Array, unit: str = "probes", level: float = 0.95) -> Estimate:
+    """Return Spearman's rank correlation; interval by Fisher's z with variance (1 + r^2 / 2) / (n - 3) from 8 pairs on.
+
+    A constant input has no ranks: the value is NaN without an interval.
+
+    Source: Bonett and Wright, Psychometrika 65, 2000 (the variance).
+    """
+    x, y = finite(x), finite(y)
+    if x.shape != y.shape or x.ndim != 1:
+        raise InfuserError("a rank correlation is of pairs", got=f"{x.shape} and {y.shape}")
+    n = len(x)
+    if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Estimate(float("nan"), None, n, (), unit, "none: fewer than 3 pairs, or constant values", level)
+    r = float(stats.spearmanr(x, y).statistic)
+    if n < 8:
+        return Estimate(r, None, n, (), unit, f"none: fewer than 8 {unit}", level)
+    half = stats.norm.ppf((1 + level) / 2) * np.sqrt((1 + r**2 / 2) / (n - 3))
+    z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+    interval = (float(np.tanh(z - half)), float(np.tanh(z + half)))
+    return Estimate(r, interval, n, (), unit, "Fisher z, Bonett-Wright variance", level)
+
+
+def holm(p: Sequence[float]) -> Array:
+    """Return p-values adjusted by Holm: the chance of any false rejection stays below the level.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = _probabilities(p)
+    order = np.argsort(values, kind="stable")
+    factors = len(values) - np.arange(len(values))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(values[order] * factors))
+    return adjusted
+
+
+def benjamini_hochberg(p: Sequence[float]) -> Array:
+    """Return p-values adjusted by Benjamini and Hochberg: the share of false rejections stays below the level."""
+    return cast(Array, stats.false_discovery_control(_probabilities(p), method="bh"))
+
+
+def _probabilities(p: Sequence[float]) -> Array:
+    values = np.asarray(p, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise InfuserError("p-values lie in [0, 1]", got=listed(values.tolist()))
+    return values
+
+
+def finite(values: Any) -> Array:
+    """Return `values` as float64, checked to be finite and not empty."""
+    array = np.asarray(values, dtype=np.float64)
+    if not array.size or not np.isfinite(array).all():
+        raise InfuserError(
+            "statistics need finite values",
+            got=f"{int((~np.isfinite(array)).sum())} of {array.size} are not",
+            causes=["a retrained model diverged", "nothing was measured"],
+        )
+    return array
