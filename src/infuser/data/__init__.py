@@ -1,5 +1,6 @@
 """Data sets: one loader a file, each returning `Dataset` values. Everything read from disk is treated as untrusted."""
 
+from infuser.data.caesar import caesar
 from infuser.data.cifar10 import cifar10
 from infuser.data.dataset import Dataset
 from infuser.data.digits import digits
@@ -11,6 +12,7 @@ from infuser.data.source import load, split, subset
 
 __all__ = [
     "Dataset",
+    "caesar",
     "cifar10",
     "digits",
     "fashion_mnist",
