@@ -68,9 +68,9 @@ def test_contract(method, name):
     assert scores.unit
     assert torch.equal(state, torch.get_rng_state())
     assert weights == [c.content_hash for c in run.checkpoints]
-    again = attribute(pickle.loads(pickle.dumps(method)), run, data, probes)
+    again = attribute(pickle.loads(pickle.dumps(method)), run, data, probes)  # noqa: S301
     np.testing.assert_array_equal(scores.values, again.values)
-    assert eval(repr(method)) == method
+    assert eval(repr(method)) == method  # noqa: S307
     with pytest.raises(AttributeError):
         method.anything = 1
     # All methods share one sign: the documents that a step on which raises f are positive.
@@ -135,7 +135,7 @@ def test_tracin_sums_over_checkpoints_with_the_learning_rates_of_the_recipe(cosi
 
 def test_trak_is_its_formula():
     run, data, probes = digits_run("mlp")
-    model, params = params_of(run)
+    model, _ = params_of(run)
     f, g = by_hand(run, data, probes)
     with torch.no_grad():
         p = model(torch.from_numpy(data.inputs / np.float32(255))).softmax(1).double().numpy()
@@ -221,7 +221,7 @@ def test_weights_that_are_not_finite_are_named():
 def test_any_function_can_be_the_measurement():
     run, data, probes = digits_run("mlp")
     wanted = LogProb(probes.documents, labels=probes.labels)
-    same = Custom(lambda model, params: wanted(model, params), n=3)
+    same = Custom(wanted, n=3)
     got = attribute(TracIn(), run, data, same)
     np.testing.assert_allclose(got.values, attribute(TracIn(), run, data, wanted).values, rtol=1e-6)
     assert got.queries == ("custom 0", "custom 1", "custom 2")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from infuser.attribution.scoring import central_step, inner_products, plan, squared_norms
+from infuser.attribution.scoring import by_layer, central_step, inner_products, plan, squared_norms
 from infuser.errors import InfuserError
 from infuser.params import trainable
 from tests.attribution.small import MODELS, digits_run, loss_gradients, params_of, products, random_vectors
@@ -16,7 +17,7 @@ def relative(got, want):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("via", ["jvp", "vmap", "auto"])
+@pytest.mark.parametrize("via", ["captured", "jvp", "vmap", "auto"])
 def test_exact_ways_agree_with_autograd(name, via):
     run, data, _ = digits_run(name)
     model, params = params_of(run)
@@ -58,7 +59,7 @@ def test_parameters_without_a_vector_count_as_zero():
     vectors = random_vectors(params, 2)
     some = {name: value for name, value in vectors.items() if "conv" in name}
     want = products(some, loss_gradients(model, params, data))
-    for via in ("jvp", "vmap", "auto"):
+    for via in ("captured", "jvp", "vmap", "auto"):
         assert relative(inner_products(model, params, data, some, via), want) < 2e-5
     assert relative(inner_products(model, params, data, vectors, "jvp"), want) > 0.1
 
@@ -107,7 +108,7 @@ def test_the_model_is_left_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     vectors = random_vectors(trainable(model), 1)
-    for via in ("auto", "jvp", "vmap", "central"):
+    for via in ("auto", "captured", "jvp", "vmap", "central"):
         inner_products(model, trainable(model), data, vectors, via)
     assert model.training
     assert not model.bn.training
@@ -138,3 +139,75 @@ def test_vectors_that_do_not_fit_are_named():
         inner_products(model, params, data, {})
     with pytest.raises(InfuserError, match="unknown way"):
         inner_products(model, params, data, random_vectors(params, 1), "guess")
+
+
+class Scaled(nn.Module):
+    """A linear layer and a bare parameter, which no layer covers."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+        self.gain = nn.Parameter(torch.full((10,), 1.5))
+
+    def forward(self, x):
+        return self.gain * self.linear(x.flatten(1)).tanh()
+
+
+class Reused(nn.Module):
+    """A weight that is also used outside its module, which capturing cannot see."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)) + (x.flatten(1) @ self.linear.weight.T).sin()
+
+
+@pytest.mark.parametrize("queries", [2, 5])
+def test_parameters_that_no_layer_covers_are_not_ignored(queries):
+    _, data, _ = digits_run("mlp")
+    model = Scaled()
+    params = trainable(model)
+    vectors = random_vectors(params, queries)
+    want = products(vectors, loss_gradients(model, params, data))
+    chosen = plan(model, params, data, vectors, "captured")
+    assert chosen.rest == ("gain",)
+    assert chosen.rest_via == ("jvp" if queries == 2 else "vmap")
+    assert "outside" in str(chosen)
+    for via in ("captured", "auto"):
+        assert relative(inner_products(model, params, data, vectors, via), want) < 1e-5
+    assert relative(squared_norms(model, params, data), loss_norms(model, params, data)) < 1e-5
+    bare = {"gain": vectors["gain"]}
+    assert "no layer" in plan(model, params, data, bare).reason
+    with pytest.raises(InfuserError, match="no layer"):
+        inner_products(model, params, data, bare, "captured")
+
+
+def test_a_weight_used_outside_its_module_is_noticed():
+    _, data, _ = digits_run("mlp")
+    model = Reused()
+    params = trainable(model)
+    vectors = random_vectors(params, 4)
+    with pytest.raises(InfuserError, match="differ from autograd"):
+        inner_products(model, params, data, vectors, "captured")
+    want = products(vectors, loss_gradients(model, params, data))
+    assert relative(inner_products(model, params, data, vectors), want) < 1e-5
+    assert relative(squared_norms(model, params, data), loss_norms(model, params, data)) < 1e-5
+
+
+def loss_norms(model, params, data):
+    return sum(value.flatten(1).square().sum(1) for value in loss_gradients(model, params, data).values())
+
+
+def test_layers_sum_to_the_whole():
+    run, data, _ = digits_run("tiny_resnet")
+    model, params = params_of(run)
+    vectors = random_vectors(params, 3)
+    del vectors["head.bias"]
+    split = by_layer(model, params, data, vectors)
+    assert relative(sum(split.values()), inner_products(model, params, data, vectors, "jvp")) < 2e-5
+    rows = loss_gradients(model, params, data)
+    alone = {"head.weight": vectors["head.weight"]}
+    assert relative(split[("head.weight",)], products(alone, rows)) < 1e-5
+    assert {name for names in split for name in names} == set(vectors)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from infuser import measure
-from infuser.attribution.per_document import gradients
+from infuser.attribution.per_document import cover_if_possible, gradients
 from infuser.attribution.scoring import Via, inner_products
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
@@ -86,9 +86,10 @@ def self_influence(
     _check_weights(run.checkpoints[-1].weights)
     model, task = run.model(), task_of(data)
     params = trainable(model)
+    layers = cover_if_possible(model, params, data)
     values = []
     for batch in data.batches(batch_size, run.device):
-        rows = gradients(model, params, task, batch)
+        rows = gradients(model, params, task, batch, layers)
         solved = curvature.solve(rows, _damping(damping))
         # Over the names that the curvature gave back: it names what it does not cover in its own warning.
         values.append(sum((rows[name] * value).flatten(1).sum(1) for name, value in solved.items()))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infuser import params as algebra
-from infuser.attribution.per_document import by_vmap, evaluating, gradients
+from infuser.attribution.per_document import by_vmap, cover, cover_if_possible, covered, evaluating
 from infuser.checkpoints import Run
+from infuser.curvature.collect import collect
+from infuser.curvature.layers import Layer
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.tasks import Task, losses, task_of
@@ -27,6 +29,7 @@ _STEP = {torch.float64: 1e-3}  # |h v| of the largest central difference used, i
 _COARSE = 0.05  # ... and for every other dtype, whose rounding is the larger error
 _GOOD = 0.003  # a relative error below which no smaller step is tried
 _TOLERANCE = 0.01  # the largest relative error of a central difference that is accepted
+_BATCH = 32  # documents a pass: what keeps activations near the cache; results do not depend on it
 _CHECKED = 24  # documents that the step is checked on
 
 
@@ -44,6 +47,7 @@ class Plan:
         rest: further parameters with a non-zero v that no layer covers; they go by `rest_via`.
         rest_via: jvp or vmap; "" where there is no rest.
         reason: why this way.
+        layers: what captured reads.
     """
 
     via: str
@@ -54,6 +58,7 @@ class Plan:
     rest: tuple[str, ...] = ()
     rest_via: str = ""
     reason: str = ""
+    layers: tuple[Layer, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         rest = f", {len(self.rest)} parameters outside them by {self.rest_via}" if self.rest else ""
@@ -79,14 +84,36 @@ def plan(model: nn.Module, params: Params, data: Dataset, vectors: Params, via: 
         raise InfuserError("unknown way to compute inner products", got=via, expected=("auto", *_WAYS))
     queries = len(next(iter(vectors.values())))
     used = tuple(name for name, value in vectors.items() if value.any())
-    made = Plan(str(via), queries, len(data), _batch_size(data, params), used, reason="asked for")
+    made = Plan(str(via), queries, len(data), min(len(data), _BATCH), used, reason="asked for")
     if via == "auto" and queries == 1:
         return replace(
-            made, via="central", reason="2 forward passes for one query; falls back if its error is too large"
+            made, via="central", reason="2 forward passes for one query; falls back where its error is large"
         )
-    if via not in ("auto", "captured"):
-        return made
-    return replace(made, via="vmap", reason="no layer support")
+    if via not in ("auto", "captured") or not used:
+        return made if used else replace(made, via="central", reason="all vectors are zero")
+    return _exact(made, model, params, data, strict=via == "captured")
+
+
+def _exact(made: Plan, model: nn.Module, params: Params, data: Dataset, *, strict: bool = False) -> Plan:
+    """Return the plan with captured where layers allow, and vmap or jvp for everything else."""
+    other = "jvp" if made.queries <= 2 else "vmap"
+    try:
+        layers = cover(model, params, data, made.names)
+    except InfuserError as error:
+        if strict:
+            raise
+        return replace(made, via=other, reason=f"not captured, as {error.fact}")
+    inside = covered(layers)
+    rest = tuple(name for name in made.names if name not in inside)
+    return replace(
+        made,
+        via="captured",
+        names=tuple(name for name in made.names if name in inside),
+        rest=rest,
+        rest_via=other if rest else "",
+        layers=layers,
+        reason="asked for" if strict else "a query costs little once the documents' gradients are formed",
+    )
 
 
 def inner_products(
@@ -106,47 +133,101 @@ def inner_products(
     """
     model = run_or_model.model() if isinstance(run_or_model, Run) else run_or_model
     chosen = plan(model, params, data, vectors, via)
-    task = task_of(data)
+    step = 0.0
     with evaluating(model):
         if chosen.via == "central":
             step, error = central_step(model, params, data, vectors)
+            if error > _TOLERANCE and via == "central":
+                raise _rough(step, error)
             if error > _TOLERANCE:
-                if via == "central":
-                    raise _rough(step, error)
-                chosen = replace(_exact(chosen), reason=f"central differences are {error:.1%} off")
-            else:
-                return _over(data, chosen, params, lambda batch: central(model, params, task, batch, vectors, step))
-        return _run(chosen, model, params, data, vectors)
+                chosen = _exact(chosen, model, params, data)
+        return _run(chosen, model, params, data, vectors, step)
+
+
+def by_layer(
+    run_or_model: Run | nn.Module, params: Params, data: Dataset, vectors: Params
+) -> dict[tuple[str, ...], Tensor]:
+    """Return the inner products split by layer: (Q, N) for the names of each layer's parameters; they sum to the whole.
+
+    Parameters outside all layers come last, under their own names together.
+
+    Raises:
+        InfuserError: as `inner_products` with via='captured'.
+    """
+    model = run_or_model.model() if isinstance(run_or_model, Run) else run_or_model
+    chosen = plan(model, params, data, vectors, "captured")
+    with evaluating(model):
+        matrices = [layer.to_matrix(_filled(vectors, layer, params)) for layer in chosen.layers]
+        rows = [
+            torch.stack(_by_captured(model, params, batch, data, chosen.layers, matrices))
+            for batch in data.batches(chosen.batch_size, _device(params))
+        ]
+        split = dict(zip([layer.names for layer in chosen.layers], torch.cat(rows, dim=2), strict=True))
+        if chosen.rest:
+            remainder = {name: vectors[name] for name in chosen.rest}
+            split[chosen.rest] = inner_products(model, params, data, remainder, "jvp")
+    return split
 
 
 def squared_norms(run_or_model: Run | nn.Module, params: Params, data: Dataset) -> Tensor:
-    """Return |grad L_i|^2 of every document, shape (N,)."""
+    """Return |grad L_i|^2 of every document, shape (N,); gradients are not formed where Gram matrices are cheaper."""
     model = run_or_model.model() if isinstance(run_or_model, Run) else run_or_model
     task = task_of(data)
+    parts = []
     with evaluating(model):
-        parts = []
-        for batch in data.batches(_batch_size(data, params), str(next(iter(params.values())).device)):
-            rows = gradients(model, params, task, batch)
-            parts.append(torch.stack([value.flatten(1).square().sum(1) for value in rows.values()]).sum(0))
+        layers = cover_if_possible(model, params, data)
+        inside = covered(layers)
+        rest = {name: value for name, value in params.items() if name not in inside}
+        held = {name: value for name, value in params.items() if name in inside}
+        for batch in data.batches(_BATCH, _device(params)):
+            squares = []
+            if layers:
+                captured = collect(model, params, task, batch, layers)
+                squares += [layer.self_ghost(*captured[layer]) for layer in layers]
+            if rest:
+                rows = by_vmap(model, rest, task, batch, rest=held)
+                squares += [value.flatten(1).square().sum(1) for value in rows.values()]
+            parts.append(torch.stack(squares).sum(0))
     return torch.cat(parts)
 
 
-def _run(chosen: Plan, model: nn.Module, params: Params, data: Dataset, vectors: Params) -> Tensor:
+def _run(chosen: Plan, model: nn.Module, params: Params, data: Dataset, vectors: Params, step: float = 0.0) -> Tensor:
+    """Carry out a plan: one loop over the data."""
     task = task_of(data)
-    ways: dict[str, Callable[[Batch], Tensor]] = {
-        "jvp": lambda batch: by_jvp(model, params, task, batch, vectors),
-        "vmap": lambda batch: _by_vmap(model, params, task, batch, vectors),
+    used = {name: vectors[name] for name in (*chosen.names, *chosen.rest)} or vectors
+    ways: dict[str, Callable[[Batch, Params], Tensor]] = {
+        "jvp": lambda batch, v: by_jvp(model, params, task, batch, v),
+        "vmap": lambda batch, v: _by_vmap(model, params, task, batch, v),
+        "central": lambda batch, v: central(model, params, task, batch, v, step),
     }
-    return _over(data, chosen, params, ways[chosen.via])
+    matrices = [layer.to_matrix(_filled(vectors, layer, params)) for layer in chosen.layers]
+    rest = {name: vectors[name] for name in chosen.rest}
+    columns = []
+    for batch in data.batches(chosen.batch_size, _device(params)):
+        if chosen.via != "captured":
+            columns.append(ways[chosen.via](batch, used))
+            continue
+        column = torch.stack(_by_captured(model, params, batch, data, chosen.layers, matrices)).sum(0)
+        columns.append(column + ways[chosen.rest_via](batch, rest) if rest else column)
+    return torch.cat(columns, dim=1)
 
 
-def _exact(chosen: Plan) -> Plan:
-    return replace(chosen, via="jvp")
+def _by_captured(
+    model: nn.Module, params: Params, batch: Batch, data: Dataset, layers: Sequence[Layer], matrices: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the contribution of each layer, (Q, B)."""
+    captured = collect(model, params, task_of(data), batch, layers)
+    return [layer.contract(*captured[layer], matrix) for layer, matrix in zip(layers, matrices, strict=True)]
 
 
-def _over(data: Dataset, chosen: Plan, params: Params, fn: Callable[[Batch], Tensor]) -> Tensor:
-    device = str(next(iter(params.values())).device)
-    return torch.cat([fn(batch) for batch in data.batches(chosen.batch_size, device)], dim=1)
+def _filled(vectors: Params, layer: Layer, params: Params) -> Params:
+    """Return the vectors of a layer's parameters, zero where one was not given."""
+    queries, like = next((len(value), value) for value in vectors.values())
+    return {name: vectors.get(name, like.new_zeros(queries, *params[name].shape)) for name in layer.names}
+
+
+def _device(params: Params) -> str:
+    return str(next(iter(params.values())).device)
 
 
 def by_jvp(model: nn.Module, params: Params, task: Task, batch: Batch, vectors: Params) -> Tensor:
@@ -192,7 +273,7 @@ def central_step(model: nn.Module, params: Params, data: Dataset, vectors: Param
     grows with 1/h, so that of a few steps the best is taken.
     """
     picked = np.unique(np.linspace(0, len(data) - 1, min(_CHECKED, len(data))).astype(np.int64))
-    batch = data.batch(picked, str(next(iter(params.values())).device))
+    batch = data.batch(picked, _device(params))
     task = task_of(data)
     largest = _STEP.get(next(iter(vectors.values())).dtype, _COARSE)
     best = (largest, float("inf"))
@@ -224,10 +305,6 @@ def _by_vmap(model: nn.Module, params: Params, task: Task, batch: Batch, vectors
 def contract(vectors: Params, rows: Params) -> Tensor:
     """Return the inner products of (Q, *shape) with (B, *shape) tensors of the same names, shape (Q, B)."""
     return torch.stack([value.flatten(1) @ rows[name].flatten(1).T for name, value in vectors.items()]).sum(0)
-
-
-def _batch_size(data: Dataset, params: Params) -> int:
-    return min(len(data), 32)
 
 
 def _check_vectors(params: Params, vectors: Params) -> None:

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from infuser.attribution.influence import probe_gradients
-from infuser.attribution.per_document import gradients
+from infuser.attribution.per_document import cover_if_possible, gradients
 from infuser.attribution.tracin import select
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
@@ -82,9 +82,10 @@ class TRAK:
         task = task_of(data)
         output = _log_odds if data.kind == "classification" else lambda outputs, targets: -task.loss(outputs, targets)
         device = str(next(iter(params.values())).device)
+        layers = cover_if_possible(model, params, data)
         features, residual = [], []
         for batch in data.batches(self.batch_size, device):
-            features.append(_project(gradients(model, params, task, batch, output=output), projection))
+            features.append(_project(gradients(model, params, task, batch, layers, output=output), projection))
             if data.kind == "classification":
                 with torch.no_grad():
                     log_odds = _log_odds(
