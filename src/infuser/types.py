@@ -249,6 +249,11 @@ class Scores:
             raise InfuserError("k is larger than the data set", got=k, expected=f"0 to {len(self.ids)}")
         return cast(Array, self.ids[np.argsort(keys, kind="stable")[:k]])
 
+    def _repr_html_(self) -> str:
+        from infuser.html import scores_html
+
+        return scores_html(self)
+
     def to_parquet(self, path: str | Path) -> None:
         """Write the columns id and one per query, atomically; method and unit go into the schema's metadata."""
         import pyarrow as pa
@@ -340,6 +345,11 @@ class Edit:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def _repr_html_(self) -> str:
+        from infuser.html import edit_html
+
+        return edit_html(self)
 
     def undo(self) -> Edit:
         """Return the edit that puts every document back."""
@@ -456,6 +466,11 @@ class Suspicion:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def _repr_html_(self) -> str:
+        from infuser.html import suspicion_html
+
+        return suspicion_html(self)
+
     def top(self, k: int) -> Array:
         """Return the ids of the k most suspicious documents, most suspicious first."""
         return cast(Array, self.ids[np.argsort(-self.values, kind="stable")[:k]])
@@ -515,6 +530,11 @@ class Effect:
     def interval(self) -> tuple[float, float] | None:
         """The interval of the mean difference."""
         return self.estimate.interval
+
+    def _repr_html_(self) -> str:
+        from infuser.html import effect_html
+
+        return effect_html(self)
 
     def __str__(self) -> str:
         p = "" if self.p is None else f", p = {self.p:.2g}"
