@@ -1,0 +1,392 @@
+"""From parts to sections: which block shows what, and in which order a reader meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from infuser.errors import InfuserError
+from infuser.report import cards, plots
+from infuser.report.blocks import Block, Cell, Figure, Notes, Picture, Prose, Row, Section, Table, picture, value_cell
+from infuser.report.material import (
+    Caveat,
+    ComparedRun,
+    Detection,
+    Documents,
+    EditView,
+    Metric,
+    PredictedMeasured,
+    ProbeView,
+    Provenance,
+    Regime,
+    Summary,
+    TokenDiff,
+    TradeOff,
+    TransferMatrix,
+)
+from infuser.types import Edit, Effect, Estimate, Scores, Suspicion, Trials
+
+T = TypeVar("T")
+_MOST_ROWS = 500  # of a table of trials; the rest lies in the run's parquet file
+_SUSPECTS = 60
+_APART = 3.0  # explicit insertion on an axis of its own when it is so many times larger than everything else
+KNOWN = (
+    Effect, Scores, Edit, Suspicion, Trials, Estimate, Summary, Caveat, Metric, Regime, ProbeView, EditView, TokenDiff,
+    Documents, PredictedMeasured, TransferMatrix, Detection, TradeOff, Provenance, ComparedRun,
+)  # fmt: skip
+
+
+def sections(parts: Sequence[object]) -> list[Section]:
+    """Return the sections of a page that have something to show.
+
+    Raises:
+        InfuserError: a part is of a kind that a report cannot show.
+    """
+    foreign = [type(part).__name__ for part in parts if not isinstance(part, KNOWN)]
+    if foreign:
+        expected = ", ".join(kind.__name__ for kind in KNOWN)
+        raise InfuserError("a report cannot show this", got=", ".join(foreign), expected=expected)
+    builders: tuple[Callable[[Sequence[object]], Section | None], ...] = (
+        _caveats, _compared, _effects, _transfer, _probes, _edits, _texts, _predicted, _scores, _detection, _trade_offs,
+        _metrics, _trials, _provenance,
+    )  # fmt: skip
+    return [section for build in builders if (section := build(parts)) is not None]
+
+
+def of(parts: Sequence[object], kind: type[T]) -> list[T]:
+    """Return the parts of one kind, in their order."""
+    return [part for part in parts if isinstance(part, kind)]
+
+
+def _caveats(parts: Sequence[object]) -> Section | None:
+    found = of(parts, Caveat)
+    if not found:
+        return None
+    notes = Notes(tuple((c.code.replace("_", " "), c.text) for c in found))
+    return Section("caveats", "Read this first", [notes], "Automatic checks found what limits these results.")
+
+
+def _compared(parts: Sequence[object]) -> Section | None:
+    runs = of(parts, ComparedRun)
+    if not runs:
+        return None
+    columns = tuple(dict.fromkeys(key for run in runs for key in run.settings))
+    rows = tuple((Cell(r.name), *(value_cell(r.settings.get(c)) for c in columns)) for r in runs)
+    blocks: list[Block] = [Table("Settings of the runs", ("run", *columns), rows, tool=True)]
+    for measure in plots.by_measure([e for r in runs for e in r.effects.values()]):
+        for regime in dict.fromkeys(name for r in runs for name in r.effects):
+            pairs = [(r.name, r.effects[regime]) for r in runs if regime in r.effects]
+            pairs = [(name, effect) for name, effect in pairs if effect.measure == measure]
+            if pairs:
+                effects = [effect for _, effect in pairs]
+                figure = plots.forest(effects, [name for name, _ in pairs], [True] * len(pairs), _title(regime))
+                blocks.append(
+                    Row((figure,), f"The main effect of each run, {regime.replace('_', ' ')}. {_sizes(effects)}")
+                )
+    return Section("runs", "Runs compared", blocks)
+
+
+def _effects(parts: Sequence[object]) -> Section | None:
+    regimes = of(parts, Regime)
+    loose = tuple(of(parts, Effect))
+    if loose:
+        regimes = [*regimes, Regime("", loose, control=loose[0].control)]
+    if not regimes:
+        return None
+    blocks: list[Block] = []
+    for regime in regimes:
+        blocks += _regime(regime, named=len(regimes) > 1)
+    if len([r for r in regimes if r.name]) > 1:
+        blocks.insert(0, _across(regimes))
+    lead = (
+        "Each row is an arm: training data prepared in one way. The zero line is the control, the diamond the mean "
+        "difference, the bar its 95 % interval, each point one probe averaged over seeds."
+    )
+    return Section("effect", "Effect of each arm", blocks, lead)
+
+
+def _regime(regime: Regime, named: bool) -> list[Block]:
+    title = _title(regime.name) if named and regime.name else ""
+    drawn = [e for e in regime.effects if e.control == regime.control] or list(regime.effects)
+    figures: list[Figure] = []
+    for effects in plots.by_measure(drawn).values():
+        ordered = sorted(effects, key=lambda e: e.arm != "edit")
+        apart = _apart(ordered)
+        near = [e for e in ordered if e not in apart]
+        labels = [plots.arm_name(e.arm) for e in near]
+        figures.append(plots.forest(near, labels, [e.arm == "edit" for e in near], title if not figures else ""))
+        if apart:
+            labels = [plots.arm_name(e.arm) for e in apart]
+            figures.append(plots.forest(apart, labels, [False] * len(apart), "Explicit insertion, on its own axis"))
+    control = plots.arm_name(drawn[0].control) if drawn else ""
+    caption = f"Difference from {control}, paired by probe and seed. {_sizes(drawn)}"
+    every = plots.effects_table(regime.effects, f"Effects {title}: every comparison".replace(" :", ":"), tool=True)
+    blocks: list[Block] = [plots.side_by_side(figures, caption, every)] if figures else []
+    if regime.arms:
+        columns = tuple(dict.fromkeys(key for arm in regime.arms for key in arm.cells))
+        rows = tuple(
+            (Cell(plots.arm_name(arm.arm)), *(value_cell(arm.cells.get(c)) for c in columns)) for arm in regime.arms
+        )
+        blocks.append(Table(f"Arms {title}".strip(), ("arm", *columns), rows))
+    return blocks
+
+
+def _across(regimes: Sequence[Regime]) -> Row:
+    first = next(iter(plots.by_measure(regimes[0].effects)), "")
+    pairs = [
+        (_title(r.name), e)
+        for r in regimes
+        for e in r.effects
+        if e.arm == "edit" and e.control == r.control and e.measure == first
+    ]
+    effects = [e for _, e in pairs]
+    figure = plots.forest(effects, [name for name, _ in pairs], [True] * len(pairs), "The edit in every regime")
+    return Row((figure,), f"Edit minus its control for each way to retrain. {_sizes(effects)}")
+
+
+def _apart(effects: Sequence[Effect]) -> list[Effect]:
+    """Return insertion arms that would flatten the others on a common axis."""
+
+    def reach(group: Sequence[Effect]) -> float:
+        return max((abs(x) for e in group for x in (*(e.interval or ()), e.value)), default=0.0)
+
+    inserted = [e for e in effects if e.arm.startswith("insert")]
+    others = [e for e in effects if not e.arm.startswith("insert")]
+    return inserted if others and reach(inserted) > _APART * reach(others) else []
+
+
+def _transfer(parts: Sequence[object]) -> Section | None:
+    matrices = of(parts, TransferMatrix)
+    blocks: list[Block] = []
+    for matrix in matrices:
+        made = list(dict.fromkeys(source for source, _ in matrix.effects))
+        trained = list(dict.fromkeys(target for _, target in matrix.effects))
+        rows = []
+        for source in made:
+            row = [Cell(plots.arm_name(source))]
+            for target in trained:
+                effect = matrix.effects.get((source, target))
+                row.append(Cell("–") if effect is None else Cell(plots.interval_text(effect.estimate), effect.value))
+            rows.append(tuple(row))
+        effects = list(matrix.effects.values())
+        columns = ("made on", *(f"trained: {plots.arm_name(name)}" for name in trained))
+        table = Table("Transfer matrix: rows made on, columns trained", columns, tuple(rows))
+        labels = [f"{plots.arm_name(a)} → {plots.arm_name(b)}" for a, b in matrix.effects]
+        figure = plots.forest(effects, labels, [a == b for a, b in matrix.effects])
+        caption = f"The same edited files, each architecture against its own control. {_sizes(effects)}"
+        blocks += [plots.side_by_side([figure], caption, plots.effects_table(effects, "Transfer")), table]
+    return Section("transfer", "Transfer to other architectures", blocks) if blocks else None
+
+
+def _probes(parts: Sequence[object]) -> Section | None:
+    views = of(parts, ProbeView)
+    return Section("probes", "Probes before and after", [cards.probes(views)]) if views else None
+
+
+def _edits(parts: Sequence[object]) -> Section | None:
+    views = [p if isinstance(p, EditView) else EditView(p) for p in parts if isinstance(p, (Edit, EditView))]
+    if not views:
+        return None
+    lead = "Each document as it was, as it was trained on, and the difference ten times as large around mid-grey."
+    pictures = cards.are_pictures(views)
+    return Section("edits", "Edited documents", list(cards.edits(views)), lead if pictures else "")
+
+
+def _texts(parts: Sequence[object]) -> Section | None:
+    diffs = of(parts, TokenDiff)
+    return Section("tokens", "Edited texts", [cards.token_diffs(diffs)]) if diffs else None
+
+
+def _predicted(parts: Sequence[object]) -> Section | None:
+    figures = [plots.predicted_measured(part) for part in of(parts, PredictedMeasured)]
+    return Section("predicted", "Predicted against measured", [Row(tuple(figures))]) if figures else None
+
+
+def _scores(parts: Sequence[object]) -> Section | None:
+    found = of(parts, Scores)
+    if not found:
+        return None
+    look = Lookup(of(parts, Documents))
+    edited = sorted(_edited_ids(parts))
+    blocks: list[Block] = []
+    for scores in found:
+        shown = scores if len(scores) == 1 else scores.mean()
+        values, ids = shown.values[0].tolist(), scores.ids.tolist()
+        if all(v == v for v in values):
+            figure = plots.ranked(values, ids, edited if len(scores) == 1 else [], scores.unit)
+            blocks.append(Row((figure,), f"{scores.method}; {shown.queries[0]}. {figure.caption}"))
+        rows = []
+        k = min(10, len(ids))
+        for q, name in enumerate(scores.queries):
+            value = dict(zip(ids, scores.values[q].tolist(), strict=True))
+            for kind, chosen in (("proponent", scores.top(k, q)), ("opponent", scores.bottom(k, q))):
+                for rank, i in enumerate(chosen.tolist()):
+                    cells = (Cell(name), Cell(kind), value_cell(rank + 1), look.cell(i), Cell(look.label(i)))
+                    rows.append((*cells, value_cell(value[i], signed=True)))
+        columns = ("query", "kind", "rank", "document", "label", f"score, {scores.unit}")
+        caption = f"The {k} strongest proponents and opponents of each query"
+        blocks.append(Table(caption, columns, tuple(rows[:_MOST_ROWS]), tool=True))
+    lead = "A positive score: giving the document more weight raises f."
+    return Section("scores", "Which documents matter", blocks, lead)
+
+
+def _detection(parts: Sequence[object]) -> Section | None:
+    blocks: list[Block] = []
+    for part in of(parts, Detection):
+        if part.title:
+            blocks.append(Prose(title=part.title))
+        figures = [plots.roc(part)] if part.curves else []
+        figures += [plots.detector_bars(part, m) for m in dict.fromkeys(r.metric for r in part.results)]
+        rows = tuple(
+            (Cell(r.name), Cell(r.metric), *_estimate(r.after), *_estimate(r.lift), value_cell(r.after.n))
+            for r in part.results
+        )
+        columns = ("detector", "metric", "after", "95 % interval", "lift", "95 % interval ", "n")
+        caption = f"{part.n_edited:,} edited documents among {part.n_edited + part.n_clean:,}. " + (
+            "After: on the edited data, as a defender has them. Lift: after minus the same documents before the edit."
+        )
+        if figures:
+            blocks.append(plots.side_by_side(figures, caption, Table("Detectors", columns, rows, tool=True)))
+    suspicions = of(parts, Suspicion)
+    if suspicions:
+        blocks.append(_suspects(suspicions, parts))
+    return Section("detection", "Would it be noticed?", blocks) if blocks else None
+
+
+def _suspects(suspicions: Sequence[Suspicion], parts: Sequence[object]) -> Table:
+    look = Lookup(of(parts, Documents))
+    edited = _edited_ids(parts) | look.edited
+    columns: dict[str, Mapping[int, float]] = {}
+    for s in suspicions:
+        name = s.detector if s.told == "blind" else f"{s.detector} (told {s.told})"
+        columns[name] = dict(zip(s.ids.tolist(), s.values.tolist(), strict=True))
+    each = max(10, _SUSPECTS // len(suspicions))
+    ids = dict.fromkeys(int(i) for s in suspicions for i in s.top(min(each, len(s))))
+    rows = []
+    for rank, i in enumerate(ids):
+        status = [Cell("edited", mark=True) if i in edited else Cell("clean")] if edited else []
+        values = (value_cell(column.get(i)) for column in columns.values())
+        rows.append((value_cell(rank + 1), look.cell(i), Cell(look.label(i)), *status, *values))
+    head = ("rank", "document", "label", *(["truth"] if edited else []), *columns)
+    caption = f"The {each} most suspicious documents of each detector"
+    return Table(caption, head, tuple(rows), tool=True)
+
+
+def _trade_offs(parts: Sequence[object]) -> Section | None:
+    found = of(parts, TradeOff)
+    if not found:
+        return None
+    row = Row((plots.trade_offs(found),), "The smallest type II error at each type I error; the diagonal is chance.")
+    return Section("trade-off", "Trade-off curves of the true μ", [row])
+
+
+def _metrics(parts: Sequence[object]) -> Section | None:
+    named = [(m.name, m.estimate) for m in of(parts, Metric)]
+    named += [(e.method or "estimate", e) for e in of(parts, Estimate)]
+    if not named:
+        return None
+    rows = tuple(
+        (
+            Cell(name),
+            *_estimate(e),
+            Cell(f"{e.n:,} {e.unit_of_n}", float(e.n)),
+            value_cell(len(e.seeds)),
+            Cell(e.method),
+        )
+        for name, e in named
+    )
+    columns = ("statistic", "value", "95 % interval", "n", "seeds", "interval by")
+    return Section("metrics", "Further statistics", [Table("Statistics", columns, rows)])
+
+
+def _trials(parts: Sequence[object]) -> Section | None:
+    blocks: list[Block] = []
+    for trials in of(parts, Trials):
+        columns = ("arm", "seed", "probe", "measure", "value")
+        lists = [getattr(trials, name)[:_MOST_ROWS].tolist() for name in columns]
+        rows = tuple(tuple(value_cell(v, 4) for v in row) for row in zip(*lists, strict=True))
+        cut = "" if len(trials) <= _MOST_ROWS else f", the first {_MOST_ROWS:,} of {len(trials):,}"
+        blocks.append(Table(f"Measured rows, start {trials.start}{cut}", columns, rows, tool=True))
+    return Section("trials", "Trials", blocks) if blocks else None
+
+
+def _provenance(parts: Sequence[object]) -> Section | None:
+    blocks: list[Block] = []
+    for part in of(parts, Provenance):
+        for title, values in (("Seeds", part.seeds), ("Environment", flat(part.environment)), ("Hashes", part.hashes)):
+            if values:
+                rows = tuple((Cell(str(key)), Cell(_plain(value))) for key, value in values.items())
+                blocks.append(Table(title, ("name", "value"), rows))
+        if part.config:
+            blocks.append(Prose(code=part.config, title="Configuration"))
+    return Section("provenance", "How to get the same numbers", blocks) if blocks else None
+
+
+class Lookup:
+    """Documents by id, for tables that name ids."""
+
+    def __init__(self, known: Sequence[Documents]) -> None:
+        self._where = {int(i): (part, row) for part in known for row, i in enumerate(part.ids)}
+        self.edited = {i for part in known for i in part.edited}
+
+    def cell(self, id_: int) -> Cell:
+        """Return the id with a thumbnail or the beginning of the text."""
+        if id_ not in self._where:
+            return Cell(str(id_), float(id_))
+        part, row = self._where[id_]
+        document = part.inputs[row]
+        if isinstance(document, str):
+            return Cell(f"{id_}  {document[:160]}", float(id_))
+        shown: Picture = picture(document, f"document {id_}, {self.label(id_)}")
+        return Cell(str(id_), float(id_), shown)
+
+    def label(self, id_: int) -> str:
+        """Return the name of a document's class."""
+        if id_ not in self._where:
+            return "–"
+        part, row = self._where[id_]
+        target = part.targets[row]
+        return cards.class_name(part.classes, target)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Return nested mappings as one, keys joined by a dot.
+
+    >>> flat({"packages": {"torch": "2.13"}})
+    {'packages.torch': '2.13'}
+    """
+    result: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+def _edited_ids(parts: Sequence[object]) -> set[int]:
+    edits = [p.edit if isinstance(p, EditView) else p for p in parts if isinstance(p, (Edit, EditView))]
+    return {int(i) for edit in edits for i in edit.ids}
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _estimate(estimate: Estimate | None) -> tuple[Cell, Cell]:
+    if estimate is None:
+        return Cell("–"), Cell("–")
+    return value_cell(float(estimate.value)), Cell(plots.interval_only(estimate).replace("+", ""))
+
+
+def _title(regime: str) -> str:
+    model, _, start = regime.rpartition(":")
+    name = {"last_epoch": "Retrained over the last epoch", "half": "Retrained from half-way", "scratch": "From scratch"}
+    return (f"{model}: " if model else "") + name.get(start, start.replace("_", " "))
+
+
+def _sizes(effects: Sequence[Effect]) -> str:
+    sizes = dict.fromkeys(
+        f"n = {e.estimate.n:,} {e.estimate.unit_of_n}, {len(e.estimate.seeds)} seeds" for e in effects
+    )
+    return "; ".join(sizes) + "." if sizes else ""
