@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from infuser.curvature.forms import ConvForm, DiagonalForm, EmbeddingForm, Form, LinearForm, MatrixForm, OneHot
+from infuser.curvature.forms import ConvForm, DiagonalForm, EmbeddingForm, Form, LinearForm, MatrixForm, OneHot, Side
 from infuser.curvature.ghost import cross_products, self_products
 from infuser.errors import InfuserError, listed
 from infuser.params import trainable
@@ -136,15 +136,10 @@ class MatrixLayer:
         return total
 
     def _form(self, call: Input, grad: Tensor, out: Tensor) -> Tensor:
-        form = _matrix_form(call.form)
+        form = matrix_form(call.form)
         for rows in _slices(len(grad), form.positions(call.x) * self.shape[0] * self.shape[2], _PATCHES):
             left, right = form.pair(call.x[rows], grad[rows])
-            if isinstance(left, OneHot):
-                flat = out[rows].zero_().view(-1, self.shape[2])
-                first = torch.arange(len(left.ids), device=flat.device)[:, None] * left.width
-                flat.index_add_(0, (left.ids + first).flatten(), right.flatten(0, 2))
-            else:
-                torch.bmm(left.flatten(0, 1).mT, right.flatten(0, 1), out=out[rows].flatten(0, 1))
+            outer(left, right, out[rows])
         return out
 
     def gradients(self, a: Inputs, g: Grads) -> Params:
@@ -169,16 +164,16 @@ class MatrixLayer:
         # In multiplications, per document and column. Unfolding makes forming slower than a layer's own forward. A
         # vocabulary's gradient is mostly zeros: reading V at T tokens costs T D, forming costs V D.
         o = self.shape[1]
-        passes = sum(_matrix_form(c.form).positions(c.x) * (1 if isinstance(c.form, EmbeddingForm) else o) for c in a)
+        passes = sum(matrix_form(c.form).positions(c.x) * (1 if isinstance(c.form, EmbeddingForm) else o) for c in a)
         return queries * passes <= 1.5 * passes + (queries + 1) * o
 
     def _apply(self, a: Inputs, g: Grads, matrix: Tensor) -> Tensor:
-        products = [_matrix_form(c.form).apply(c.x, matrix, grad) for c, grad in zip(a, g, strict=True)]
+        products = [matrix_form(c.form).apply(c.x, matrix, grad) for c, grad in zip(a, g, strict=True)]
         return torch.stack(products).sum(0)
 
     def ghost(self, a1: Inputs, g1: Grads, a2: Inputs, g2: Grads) -> Tensor:
         """Return <gradient b1, gradient b2>, (B1, B2), by Gram matrices over positions where that is cheaper."""
-        t1, t2 = (sum(_matrix_form(c.form).positions(c.x) for c in a) for a in (a1, a2))
+        t1, t2 = (sum(matrix_form(c.form).positions(c.x) for c in a) for a in (a1, a2))
         b1, b2, (_, o, i) = len(g1[0]), len(g2[0]), self.shape
         if b1 * b2 * t1 * t2 * (o + i) <= (b1 * t1 + b2 * t2 + b1 * b2) * o * i:
             return cross_products(_pairs(a1, g1), _pairs(a2, g2))
@@ -190,7 +185,7 @@ class MatrixLayer:
 
     def self_ghost(self, a: Inputs, g: Grads) -> Tensor:
         """Return |gradient b|^2, (B,)."""
-        t, (_, o, i) = sum(_matrix_form(c.form).positions(c.x) for c in a), self.shape
+        t, (_, o, i) = sum(matrix_form(c.form).positions(c.x) for c in a), self.shape
         if t * (o + i) <= o * i:
             parts = self._parts(a, g, size=t * (o + i + t) * self.shape[0])
             return torch.cat([self_products(_pairs(*part)) for part in parts])
@@ -399,12 +394,24 @@ def describe(layers: tuple[Layer, ...]) -> str:
     return "\n".join(str(layer) for layer in layers)
 
 
-def _matrix_form(form: Form) -> MatrixForm:
+def outer(left: Side, right: Tensor, out: Tensor) -> Tensor:
+    """Write sum_t left_t right_t^T of left (B, K, T, O) and right (B, K, T, I) into the contiguous (B, K, O, I)."""
+    if isinstance(left, OneHot):
+        flat = out.zero_().view(-1, out.shape[-1])
+        first = torch.arange(len(left.ids), device=flat.device)[:, None] * left.width
+        flat.index_add_(0, (left.ids + first).flatten(), right.flatten(0, 2))
+    else:
+        torch.bmm(left.flatten(0, 1).mT, right.flatten(0, 1), out=out.flatten(0, 1))
+    return out
+
+
+def matrix_form(form: Form) -> MatrixForm:
+    """Return the form of a matrix layer's call as what it is."""
     return form  # type: ignore[return-value]  # find_layers pairs matrix layers with matrix forms
 
 
-def _pairs(a: Inputs, g: Grads) -> list[tuple[Tensor | OneHot, Tensor]]:
-    return [_matrix_form(call.form).pair(call.x, grad) for call, grad in zip(a, g, strict=True)]
+def _pairs(a: Inputs, g: Grads) -> list[tuple[Side, Tensor]]:
+    return [matrix_form(call.form).pair(call.x, grad) for call, grad in zip(a, g, strict=True)]
 
 
 def _slices(n: int, size: int, budget: int) -> Iterator[slice]:
