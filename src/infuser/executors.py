@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -65,7 +64,7 @@ class Pool:
         workers = min(self.workers or os.cpu_count() or 1, max(len(todo), 1))
         # Spawned, not forked: a fork after torch has started its threads can hang.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, _begin, (pickle.dumps(fn), self.threads))
+        pool = ProcessPoolExecutor(workers, context, _begin, (fn, self.threads))
         try:
             for future in [pool.submit(_work, job) for job in todo]:
                 yield future.result()
@@ -82,11 +81,11 @@ class Pool:
 _worker: dict[str, Any] = {}  # of a worker process, filled by _begin; the parent process never touches it
 
 
-def _begin(pickled: bytes, threads: int) -> None:
+def _begin(fn: Callable[[Any], Any], threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    _worker["fn"] = pickle.loads(pickled)  # noqa: S301 - written by the parent process a moment ago
+    _worker["fn"] = fn
 
 
 def _work(job: Any) -> Any:

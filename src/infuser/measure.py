@@ -156,6 +156,32 @@ class Accuracy:
 
 @final
 @dataclass(frozen=True)
+class Distribution:
+    """The probability of every class, for each document, for reading: rows are named "id->label#class".
+
+    Args:
+        probes: a measurement of Q documents, whose names the rows carry.
+    """
+
+    probes: LogProb | Margin
+    name = "class_probability"
+    unit = "probability"
+
+    def __call__(self, model: nn.Module, params: Params) -> Tensor:
+        """Return p, shape (Q * C,)."""
+        return _outputs(self.probes.documents, model, params).softmax(-1).flatten()
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """Names of the rows."""
+        return tuple(f"{name}#{c}" for name in self.probes.queries for c in range(self.probes.documents.n_outputs))
+
+
+@final
+@dataclass(frozen=True)
 class MeanLoss:
     """The mean loss over a set, negated so that raising f lowers the loss; in nats (half squared units)."""
 

@@ -1,16 +1,20 @@
-"""What the commands do with a finished run: score its documents anew, write out an edited data set, try an edit again."""
+"""What the commands do with a finished run: score its documents anew, write an edited data set, try an edit again."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-from infuser.attribution import GradientSimilarity, TracIn, TRAK, attribute
+from infuser.attribution.attribute import attribute
+from infuser.attribution.similarity import GradientSimilarity
+from infuser.attribution.tracin import TracIn
+from infuser.attribution.trak import TRAK
 from infuser.config import parse, read_yaml
 from infuser.errors import InfuserError
 from infuser.evaluation.retrain import retrain
 from infuser.evaluation.stats import compare
-from infuser.perturbation.manifest import load_edit, undo_images, write_images
+from infuser.perturbation.export import undo_images, write_images
+from infuser.perturbation.manifest import load_edit, save_edit
 from infuser.studies.experiment import Experiment, Start, Study, prepare
 from infuser.types import Arm, Scores
 
@@ -52,13 +56,17 @@ def edit_run(folder: Path, probe: str | None, out: Path, *, allow_code: bool = F
     """
     study = open_study(folder, allow_code=allow_code)
     edit = load_edit(_edit_folder(folder, study, probe), study.data)
-    write_images(study.data, out, edit)
+    write_images(study.data.apply(edit), out / "images")
+    save_edit(edit, out / "edit", study.data)
     return len(edit), len(study.data)
 
 
 def undo_edit(folder: Path) -> int:
     """Put every edited document of a written training set back, byte for byte; return their number."""
-    return undo_images(folder)
+    if not (folder / "edit").is_dir():
+        expected = "a folder with images/ and edit/, as `infuser edit` writes it"
+        raise InfuserError("there is no edit to undo here", got=str(folder), expected=expected)
+    return len(undo_images(folder / "images", folder / "edit"))
 
 
 def retrain_run(folder: Path, probe: str | None, seeds: str, start: str, *, allow_code: bool = False) -> str:
@@ -75,7 +83,7 @@ def retrain_run(folder: Path, probe: str | None, seeds: str, start: str, *, allo
     clean = Arm("clean", study.data, "the training data as they are")
     arms = [clean, Arm("edit", edited, f"the stored edit of {where.name}")]
     q = _names(study).index(where.name)
-    trials = retrain(study.run, arms, study.probes[q], numbers, start)
+    trials = retrain(study.run, arms, study.probes[q], numbers, cast("Start", start))
     effect = compare(trials, arm="edit", control="clean")
     lines = [f"{where.name}, {start}: {effect}"]
     for seed in numbers:

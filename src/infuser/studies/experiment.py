@@ -8,6 +8,7 @@ writes files, so that jobs may run anywhere.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,10 +20,13 @@ from typing import Any, Literal
 import numpy as np
 
 import infuser.models
-from infuser.attribution import Influence, attribute
-from infuser.checkpoints import Run, load_run
+from infuser.attribution.attribute import attribute
+from infuser.attribution.influence import Influence
+from infuser.checkpoints import Run
 from infuser.config import dump, resolve
-from infuser.curvature import fit_ekfac, fit_kfac, identity
+from infuser.curvature.ekfac import fit_ekfac
+from infuser.curvature.identity import identity
+from infuser.curvature.kfac import fit_kfac
 from infuser.data import Dataset
 from infuser.data.source import load
 from infuser.errors import InfuserError
@@ -30,21 +34,26 @@ from infuser.evaluation.arms import arms
 from infuser.evaluation.metrics import collateral
 from infuser.evaluation.retrain import retrain
 from infuser.executors import Executor, Local, Pool
-from infuser.measure import Accuracy, Correct, LogProb, Margin, Probability, predictions
+from infuser.measure import Accuracy, Correct, Distribution, LogProb, Margin, Probability, predictions
 from infuser.params import trainable
-from infuser.perturbation import PGD, GradientMatching, L2, Linf, perturb
-from infuser.perturbation.distances import edit_distances
-from infuser.perturbation.manifest import roundtrip
+from infuser.perturbation.balls import L2, Linf
+from infuser.perturbation.distances import distance_summary
+from infuser.perturbation.gradient_matching import GradientMatching
+from infuser.perturbation.manifest import load_edit, save_edit
+from infuser.perturbation.perturb import perturb
+from infuser.perturbation.pgd import PGD
+from infuser.perturbation.select import Strategy, of_class
 from infuser.storage import write_json
 from infuser.studies.environment import environment
 from infuser.studies.folder import opened
 from infuser.studies.parts import Part, completed, determinants, key_of
-from infuser.studies.results import assemble
+from infuser.studies.reporting import write_report
+from infuser.studies.results import assemble, pooled_trials, write_trials
 from infuser.training import train
-from infuser.types import Arm, Damping, Edit, Measurement, Recipe, Scores
+from infuser.types import Arm, Damping, Direction, Edit, Measurement, Recipe, Scores
 
 Start = Literal["last_epoch", "half", "scratch"]
-Control = Literal["noise", "random_docs", "insert_1", "insert_k", "no_curvature", "gradient_matching"]
+Control = Literal["noise", "random_docs", "top", "insert_1", "insert_k", "no_curvature", "gradient_matching"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ class Experiment:
     norm: Literal["linf", "l2"] = "linf"
     radius: float = 16
     steps: int = 30
-    select: Literal["post_edit", "top", "bottom", "absolute", "random", "last"] = "post_edit"
+    select: Strategy = "post_edit"
     controls: tuple[Control, ...] = ("noise", "random_docs", "insert_1", "insert_k", "no_curvature")
     regimes: tuple[Start, ...] = ("last_epoch",)
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -177,9 +186,11 @@ def run_experiment(
         study.scores.to_parquet(folder / "scores.parquet")
         with _timed(timing, "jobs"):
             parts = _parts(study, folder, executor or _executor(settings))
-        results = assemble(study, parts)
-        results["environment"] = environment()
+        results = {**assemble(study, parts), "environment": environment()}
+        write_trials(folder / "trials.parquet", pooled_trials(parts))
         write_json(folder / "results.json", results)
+        write_report(folder / "report.html", study, parts, results)
+        timing |= {name: part.seconds for name, part in parts.items()}
         write_json(folder / "timing.json", timing)
     return results
 
@@ -235,7 +246,7 @@ def probe_job(study: Study, q: int) -> Part:
         return Part(trials, None, {}, time.monotonic() - begun)
     settings, probe = study.settings, study.probes[q]
     edits = make_edits(study, q)
-    edit = roundtrip(edits["edit"], study.data)
+    edit = _reloaded(edits["edit"], study.data)
     own = [c for c in settings.controls if c not in edits]
     prepared = arms(study.data, {**edits, "edit": edit}, probe, controls=own, seed=settings.probe_seed + q)
     treated = [arm for arm in prepared if arm.name != "clean"]
@@ -244,7 +255,7 @@ def probe_job(study: Study, q: int) -> Part:
         for start in settings.regimes:
             trials[name + start] = retrain(run, treated, _measures(study, probe), settings.seeds, start)
     gains = np.zeros(0) if edit.gains is None else edit.gains
-    facts = {"predicted": float(gains.sum()), **edit_distances(edit)}
+    facts = {"predicted": float(gains.sum()), **distance_summary(edit)}
     return Part(trials, edit, facts, time.monotonic() - begun)
 
 
@@ -253,20 +264,30 @@ def make_edits(study: Study, q: int) -> dict[str, Edit]:
     settings, data, run = study.settings, study.data, study.run
     method = PGD(settings.ball, steps=settings.steps)
     direction = study.influence.direction(run, study.probes[q])
-    common = {"k": settings.k, "seed": settings.probe_seed + q}
-    edits = {"edit": perturb(method, direction, run, data, select=settings.select, scores=study.scores[q], **common)}
+    own, seed = study.scores[q], settings.probe_seed + q
+
+    def made(towards: Direction, select: Strategy, scores: Scores | None = None) -> Edit:
+        return perturb(method, towards, run, data, settings.k, select=select, scores=scores, seed=seed)
+
+    edits = {"edit": made(direction, settings.select, own)}
     if "random_docs" in settings.controls:
-        edits["random_docs"] = perturb(method, direction, run, data, select="random", **common)
+        edits["random_docs"] = made(direction, "random")
+    if "top" in settings.controls:
+        edits["top"] = made(direction, "top", own)
     gradient = study.plain.direction(run, study.probes[q])
     if "no_curvature" in settings.controls:
-        edits["no_curvature"] = perturb(method, gradient, run, data, select=settings.select, **common)
+        edits["no_curvature"] = made(gradient, settings.select)
     if "gradient_matching" in settings.controls:
-        target = int(np.asarray(study.probes[q].labels)[0])
-        candidates = data.ids[data.targets == target]
-        rng = np.random.default_rng([settings.probe_seed, q, 2])
-        ids = rng.choice(candidates, min(settings.k, len(candidates)), replace=False)
+        ids = of_class(data, int(np.asarray(study.probes[q].labels)[0]), settings.k, seed)
         edits["gradient_matching"] = perturb(GradientMatching(settings.ball), gradient, run, data, ids=ids)
     return edits
+
+
+def _reloaded(edit: Edit, data: Dataset) -> Edit:
+    """Return the edit as its files give it back: what is trained on is what a user would find on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_edit(edit, folder, data)
+        return load_edit(folder, data)
 
 
 def _parts(study: Study, folder: Path, executor: Executor) -> dict[str, Part]:
@@ -284,7 +305,7 @@ def _measures(study: Study, probes: LogProb | Margin) -> list[Measurement]:
     documents, labels = probes.documents, probes.labels
     own = (Margin(documents, labels), LogProb(documents, labels), Probability(documents, labels))
     whole = (Accuracy(study.test, probes.queries), collateral(study.test, probes))
-    return [*own, Correct(documents, labels), *whole]
+    return [*own, Correct(documents, labels), Distribution(probes), *whole]
 
 
 def _fit(settings: Experiment, run: Run, data: Dataset) -> Any:

@@ -51,7 +51,9 @@ def opened(folder: str | os.PathLike[str], config: str, *, resume: bool, overwri
         lock.acquire(timeout=0)
     except Timeout as error:
         holder = owner.read_text(encoding="utf-8") if owner.exists() else "an unknown process"
-        raise InfuserError("the output folder is in use", got=holder, remedy="wait for it, or use another --out") from error
+        raise InfuserError(
+            "the output folder is in use", got=holder, remedy="wait for it, or use another --out"
+        ) from error
     try:
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
         _settle(folder, config, resume=resume, overwrite=overwrite)

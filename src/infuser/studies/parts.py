@@ -45,7 +45,12 @@ def key_of(determinants: Mapping[str, Any]) -> str:
 
 
 def completed(
-    folder: Path, data: Dataset, jobs: Mapping[str, Any], keys: Mapping[str, str], executor: Executor, fn: Callable[[Any], Part]
+    folder: Path,
+    data: Dataset,
+    jobs: Mapping[str, Any],
+    keys: Mapping[str, str],
+    executor: Executor,
+    fn: Callable[[Any], Part],
 ) -> dict[str, Part]:
     """Return the part of every job by name, running those that `folder` does not hold under the same key.
 
@@ -72,7 +77,7 @@ def completed(
 
 def _write(folder: Path, data: Dataset, name: str, key: str, part: Part) -> None:
     if part.edit is not None:
-        save_edit(part.edit, data, folder / "edits" / name)
+        save_edit(part.edit, folder / "edits" / name, data)
     trials = {
         regime: {
             **{column: getattr(rows, column).tolist() for column in _COLUMNS},

@@ -1,0 +1,81 @@
+"""From a finished study to its report.html: the records that the report shows, filled with what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from infuser.config import dump
+from infuser.perturbation.distances import edit_distances
+from infuser.perturbation.perturb import take
+from infuser.report import EditView, Metric, PredictedMeasured, ProbeView, from_results, report
+from infuser.studies.parts import Part
+from infuser.studies.results import pooled_trials
+from infuser.types import Array, Estimate, Trials
+
+if TYPE_CHECKING:
+    from infuser.studies.experiment import Study
+
+SHOWN = 12  # edited documents shown per probe, those with the largest predicted gain; all are in edits/
+
+
+def write_report(path: Path, study: Study, parts: Mapping[str, Part], results: Mapping[str, Any]) -> None:
+    """Write report.html: what was asked and found, effects, probes, edited documents, predicted against measured."""
+    hashes = {"training data": study.data.content_hash}
+    hashes |= {f"{name or 'main:'} weights": run.checkpoints[-1].content_hash for name, run in study.runs}
+    shown = [
+        *from_results(results, config=dump(study.settings), hashes=hashes),
+        *_probes(study, pooled_trials(parts)),
+        *_predicted(study, results),
+        *_edits(study, parts),
+        study.scores,
+    ]
+    report(path, *shown, title=f"Infusion on {study.data.name}, {study.settings.model}")
+
+
+def _probes(study: Study, pooled: Mapping[str, Trials]) -> Iterator[ProbeView]:
+    trials = next(iter(pooled.values())).where(measure="class_probability")
+    documents, labels = study.probes.documents, np.asarray(study.probes.labels)
+    classes = study.data.classes
+    arms = ["clean", *(arm for arm in dict.fromkeys(trials.arm.tolist()) if arm != "clean")]
+    for q, name in enumerate(study.probes.queries):
+        probabilities = {arm: _distribution(trials, arm, name, len(classes)) for arm in arms}
+        label, target = int(documents.targets[q]), int(labels[q])
+        yield ProbeView(name, documents.inputs[q], label, target, classes, probabilities, after="edit")
+
+
+def _distribution(trials: Trials, arm: str, probe: str, n_classes: int) -> Array:
+    rows = trials.where(arm=arm)
+    return np.array([rows.where(probe=f"{probe}#{c}").value.mean() for c in range(n_classes)])
+
+
+def _predicted(study: Study, results: Mapping[str, Any]) -> Iterator[PredictedMeasured]:
+    for regime, block in results["predicted"].items():
+        names = study.probes.queries
+        values = [np.array([block[key][name] for name in names]) for key in ("per_probe", "measured")]
+        statistics = tuple(
+            Metric(f"{label} ({regime})", Estimate(stat["value"], _pair(stat["ci95"]), stat["n"], unit_of_n="probes"))
+            for label, key in (("slope", "slope"), ("rank correlation", "rank_correlation"))
+            if (stat := block[key]) is not None and stat["value"] == stat["value"]
+        )
+        yield PredictedMeasured(names, values[0], values[1], study.probes.unit, statistics)
+
+
+def _edits(study: Study, parts: Mapping[str, Part]) -> Iterator[EditView]:
+    edited = [part.edit for part in parts.values() if part.edit is not None]
+    for q, edit in enumerate(edited):
+        gains = np.zeros(len(edit)) if edit.gains is None else edit.gains
+        rows = np.argsort(-gains, kind="stable")[:SHOWN]
+        shown = take(edit, rows, edit.made_by)
+        distances = edit_distances(shown)
+        named = {"Linf (1/255)": distances["linf_255"], "L2": distances["l2"], "SSIM": distances["ssim"]}
+        influence = study.scores.values[q][study.data.positions(shown.ids)]
+        title = f"Edited for probe {study.probes.queries[q]}: {len(shown)} of {len(edit)} documents, by predicted gain"
+        yield EditView(shown, title, study.data.classes, influence, named)
+
+
+def _pair(values: list[float] | None) -> tuple[float, float] | None:
+    return None if values is None else (values[0], values[1])

@@ -1,0 +1,127 @@
+"""From trials to results.json: every number with its n, seeds, control and interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infuser.evaluation.checks import (
+    Caveat,
+    check_agreement,
+    check_edit,
+    check_effects,
+    check_model,
+    check_seeds,
+    check_trials,
+    distinct,
+)
+from infuser.evaluation.metrics import arm_block, effect_block
+from infuser.evaluation.stats import PRIMARY, compare
+from infuser.evaluation.truth import agreement
+from infuser.storage import atomic_path
+from infuser.studies.parts import Part
+from infuser.types import Effect, Trials
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from infuser.studies.experiment import Study
+
+SCHEMA = 1
+
+
+def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
+    """Return what results.json says, but for the environment: a function of the settings and the parts alone."""
+    settings, pooled = study.settings, pooled_trials(parts)
+    edits = [part.edit for part in parts.values() if part.edit is not None]
+    facts = [part.facts for part in parts.values() if part.edit is not None]
+    predicted = np.array([fact["predicted"] for fact in facts])
+    caveats: list[Caveat] = [caveat for edit in edits for caveat in check_edit(edit)]
+    caveats += check_model(study.run.model())
+    regimes, forecasts = {}, {}
+    for regime, trials in pooled.items():
+        effects = all_effects(trials)
+        regimes[regime] = _regime(trials, effects)
+        main = compare(trials, "edit", "clean", study.probes.name)
+        forecast = agreement(predicted, np.array([main.per_probe[name] for name in study.probes.queries]))
+        forecasts[regime] = {
+            "per_probe": dict(zip(study.probes.queries, predicted.tolist(), strict=True)),
+            "measured": dict(main.per_probe),
+            "slope": _estimate(forecast.slope),
+            "rank_correlation": _estimate(forecast.rank),
+        }
+        # The edit's own effects; that controls do nothing is what they are for.
+        own = [effect for effect in effects if effect.arm == "edit"]
+        caveats += [*check_trials(trials), *check_seeds(trials, settings.recipe), *check_effects(own)]
+        caveats += check_agreement(forecast)
+    return {
+        "schema": SCHEMA,
+        "dataset": study.data.name,
+        "model": settings.model,
+        "n_train": len(study.data),
+        "n_edited": settings.k,
+        "norm": settings.norm,
+        "radius": settings.radius,
+        "strategy": settings.select,
+        "base_seed": settings.recipe.seed,
+        "seeds": list(settings.seeds),
+        "probes": study.probes.documents.ids.tolist(),
+        "targets": np.asarray(study.probes.labels).tolist(),
+        "regimes": regimes,
+        "edit": {
+            "linf_255_max": max(fact["linf_255_max"] for fact in facts),
+            "l2_mean": float(np.mean([fact["l2_mean"] for fact in facts])),
+            "ssim_mean": float(np.mean([fact["ssim_mean"] for fact in facts])),
+        },
+        "predicted": forecasts,
+        "scores": {"method": study.scores.method, "unit": study.scores.unit},
+        "caveats": [caveat.text for caveat in distinct(caveats)],
+    }
+
+
+def pooled_trials(parts: Mapping[str, Part]) -> dict[str, Trials]:
+    """Return the rows of all jobs by regime."""
+    regimes = list(dict.fromkeys(regime for part in parts.values() for regime in part.trials))
+    return {regime: Trials.concat([part.trials[regime] for part in parts.values()]) for regime in regimes}
+
+
+def all_effects(trials: Trials) -> list[Effect]:
+    """Return each arm against clean, and the edit against each control, on the primary scale."""
+    arms = [name for name in dict.fromkeys(trials.arm.tolist()) if name != "clean"]
+    pairs = [(arm, "clean") for arm in arms] + [("edit", control) for control in arms if control != "edit"]
+    return [compare(trials, arm, control, PRIMARY) for arm, control in pairs]
+
+
+def write_trials(path: Path, pooled: Mapping[str, Trials]) -> None:
+    """Write all rows as parquet with the columns regime, arm, seed, probe, measure and value."""
+    names = ("arm", "seed", "probe", "measure", "value")
+    columns: dict[str, Any] = {"regime": np.concatenate([np.repeat(r, len(t)) for r, t in pooled.items()])}
+    columns |= {name: np.concatenate([getattr(trials, name) for trials in pooled.values()]) for name in names}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+def _regime(trials: Trials, effects: Sequence[Effect]) -> dict[str, Any]:
+    arms = list(dict.fromkeys(trials.arm.tolist()))
+    return {
+        "unit": effects[0].measure,
+        "arms": {arm: _with_collateral(trials, arm) for arm in arms},
+        "effects": [effect_block(effect) for effect in effects],
+        "per_probe": {effect.arm: dict(effect.per_probe) for effect in effects if effect.control == "clean"},
+    }
+
+
+def _with_collateral(trials: Trials, arm: str) -> dict[str, Any]:
+    kept = trials.where(arm=arm, measure="collateral")
+    return {**arm_block(trials, arm), "collateral": float(kept.value.mean()) if len(kept) else None}
+
+
+def _estimate(estimate: Any) -> dict[str, Any] | None:
+    if estimate is None:
+        return None
+    interval = None if estimate.interval is None else list(estimate.interval)
+    return {"value": estimate.value, "ci95": interval, "n": estimate.n}

@@ -1,0 +1,138 @@
+"""Configuration: every setting round-trips, every mistake names its key path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import infuser.models
+from infuser.config import dump, merge, override, parse, read_yaml, resolve
+from infuser.errors import InfuserError
+from infuser.studies.experiment import Experiment, Victim
+from infuser.studies.presets import PRESETS, commented, experiment
+from infuser.types import Recipe
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_round_trips_through_yaml(name: str, tmp_path: Path) -> None:
+    chosen = experiment(name)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(chosen))
+    assert parse(Experiment, read_yaml(path)) == chosen
+
+
+def test_nested_settings_round_trip(tmp_path: Path) -> None:
+    chosen = Experiment(seeds=(4, 5), victims=(Victim("mlp", Recipe(lr=0.5)),), norm="l2", radius=30.5)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(chosen))
+    assert parse(Experiment, read_yaml(path)) == chosen
+
+
+def test_the_commented_configuration_is_the_preset_and_explains_every_setting(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(commented("digits"))
+    assert parse(Experiment, read_yaml(path)) == experiment("digits")
+    lines = path.read_text().splitlines()
+    top_level = [i for i, line in enumerate(lines) if line and line[0].isalpha()]
+    assert top_level
+    assert all(lines[i - 1].startswith("# ") for i in top_level)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("recipe.lrr=0.1", r"unknown setting recipe\.lrr.*did you mean recipe\.lr\?"),
+        ("radios=8", r"unknown setting radios.*did you mean radius\?"),
+        ("recipe.lr=fast", r"recipe\.lr.*number"),
+        ("recipe.optimizer=lion", r"recipe\.optimizer"),
+        ("radius=0", "radius"),
+        ("radius=256", "radius"),
+        ("k=0", "k is out of range"),
+        ("seeds=[1, 1]", "seeds must be distinct"),
+        ("controls=[clean_room]", "controls"),
+        ("recipe.lr", "key=value"),
+        ("recipe.lr.x=1", "a value, not a group"),
+        ("k=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_setting_is_named_by_its_path(setting: str, message: str) -> None:
+    with pytest.raises(InfuserError, match=f"(?s){message}"):
+        experiment("digits", [setting])
+
+
+def test_settings_are_laid_on_top_of_the_preset() -> None:
+    chosen = experiment("mnist", ["recipe.lr=0.5", "k=7"], "somewhere")
+    assert (chosen.recipe.lr, chosen.recipe.epochs, chosen.k, chosen.data_folder) == (0.5, 5, 7, "somewhere")
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(InfuserError, match="digits, mnist, cifar10"):
+        experiment("digit")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1\n- 2\n", "must hold a mapping"),
+        ("a: [1\n", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [true]\n", "not valid YAML"),
+        ("a: &x [1]\nb: *x\n", "aliases"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_a_configuration_is_read_safely(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(InfuserError, match=message):
+        read_yaml(path)
+
+
+def test_a_missing_or_huge_configuration_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InfuserError, match="cannot read"):
+        read_yaml(tmp_path / "none.yaml")
+    path = tmp_path / "huge.yaml"
+    path.write_bytes(b"a" * 1_000_001)
+    with pytest.raises(InfuserError, match="too large"):
+        read_yaml(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_give_a_configuration_or_our_own_error(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "config.yaml"
+    path.write_bytes(raw)
+    try:
+        values = read_yaml(path)
+        parse(Experiment, values)
+    except InfuserError:
+        return
+    assert isinstance(values, dict)
+
+
+def test_code_runs_only_when_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_nets_for_config_test.py").write_text("def net(shape, n):\n    return (shape, n)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["elsewhere"])
+    with pytest.raises(InfuserError, match="--allow-code"):
+        resolve("my_nets_for_config_test:net", infuser.models)
+    assert resolve("my_nets_for_config_test:net", infuser.models, allow_code=True)((1,), 2) == ((1,), 2)
+    with pytest.raises(InfuserError, match="cannot import"):
+        resolve("my_nets_for_config_test:nothing", infuser.models, allow_code=True)
+
+
+def test_names_resolve_to_the_public_builders_alone() -> None:
+    assert resolve("mlp", infuser.models) is infuser.models.mlp
+    with pytest.raises(InfuserError, match=r"did you mean tiny_resnet\?"):
+        resolve("tinyresnet", infuser.models)
+    with pytest.raises(InfuserError, match="not in infuser.models"):
+        resolve("__builtins__", infuser.models)
+
+
+def test_merge_and_override_leave_their_arguments_alone() -> None:
+    base = {"recipe": {"lr": 0.1, "epochs": 2}}
+    assert merge(base, {"recipe": {"lr": 0.2}}) == {"recipe": {"lr": 0.2, "epochs": 2}}
+    assert override(base, ["recipe.epochs=3"]) == {"recipe": {"lr": 0.1, "epochs": 3}}
+    assert base == {"recipe": {"lr": 0.1, "epochs": 2}}

@@ -1,0 +1,47 @@
+"""Executors keep the contract, and a pool gives what one process gives."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import pytest
+import torch
+
+from infuser.errors import InfuserError
+from infuser.executors import Local, Pool
+from infuser.testing import check_executor
+
+
+def _threads_and_product(shared: int, job: int) -> tuple[int, int]:
+    return torch.get_num_threads(), shared * job
+
+
+def _die(job: int) -> int:
+    os._exit(3)
+
+
+@pytest.mark.parametrize("executor", [Local(), Pool(2)], ids=repr)
+def test_the_contract_holds(executor: Local | Pool) -> None:
+    check_executor(executor)
+
+
+def test_workers_have_the_threads_that_were_asked_for() -> None:
+    assert list(Pool(1, threads=1).map(partial(_threads_and_product, 3), [1, 2])) == [(1, 3), (1, 6)]
+
+
+def test_a_worker_that_dies_is_an_error_that_names_the_remedy() -> None:
+    with pytest.raises(InfuserError, match="(?s)worker process died.*--resume"):
+        list(Pool(1).map(_die, [1]))
+
+
+class _Shuffling:
+    """An executor that breaks the contract."""
+
+    def map(self, fn, jobs):  # type: ignore[no-untyped-def]
+        return (fn(job) for job in reversed(list(jobs)))
+
+
+def test_the_contract_suite_can_fail() -> None:
+    with pytest.raises(AssertionError, match="in order"):
+        check_executor(_Shuffling())
