@@ -129,7 +129,7 @@ def paired(
     if {probe for probe, _ in untreated} == {""}:
         wanted = {probe for probe, _ in treated}
         untreated = {(probe, seed): value for (_, seed), value in untreated.items() for probe in wanted}
-    chosen = list(probes) if probes is not None else list(dict.fromkeys(p for p, _ in [*treated, *untreated]))
+    chosen = list(probes) if probes is not None else sorted({p for p, _ in [*treated, *untreated]})
     seeds = sorted({s for p, s in [*treated, *untreated] if p in chosen})
     grid = [(probe, seed) for probe in chosen for seed in seeds]
     missing = [f"{arm} {key}" for key in grid if key not in treated]
@@ -334,8 +334,10 @@ def spearman(x: Array, y: Array, unit: str = "probes", level: float = 0.95) -> E
     if n < 8:
         return Estimate(r, None, n, (), unit, f"none: fewer than 8 {unit}", level)
     half = stats.norm.ppf((1 + level) / 2) * np.sqrt((1 + r**2 / 2) / (n - 3))
-    z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
-    interval = (float(np.tanh(z - half)), float(np.tanh(z + half)))
+    # Perfect ranks do not mean certainty: the ends are those of r half a swap of two neighbours away from 1.
+    most = 1 - 6 / (n * (n**2 - 1))
+    z = np.arctanh(np.clip(r, -most, most))
+    interval = (min(r, float(np.tanh(z - half))), max(r, float(np.tanh(z + half))))
     return Estimate(r, interval, n, (), unit, "Fisher z, Bonett-Wright variance", level)
 
 

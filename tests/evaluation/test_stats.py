@@ -1,0 +1,330 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from infuser.errors import InfuserError
+from infuser.evaluation.stats import (
+    Bootstrap,
+    benjamini_hochberg,
+    compare,
+    holm,
+    mean_estimate,
+    median_estimate,
+    paired,
+    pool,
+    sign_flip,
+    spearman,
+    two_way_interval,
+    wilson,
+)
+from infuser.types import Effect, Estimate, Trials
+from tests.evaluation.small import table_trials
+
+
+def tables(n=12, s=3, effect=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    clean = rng.normal(size=(n, s))
+    return {"edit": clean + effect + 0.1 * rng.normal(size=(n, s)), "clean": clean}
+
+
+# --- pairing ----------------------------------------------------------------------------------------------------------
+
+
+def test_differences_are_taken_by_probe_and_seed_whatever_the_order_of_the_rows():
+    made = tables()
+    trials = table_trials(made)
+    effect = compare(trials, "edit")
+    difference = made["edit"] - made["clean"]
+    assert effect.value == pytest.approx(difference.mean(), abs=1e-12)
+    for p, mean in enumerate(difference.mean(1)):
+        assert effect.per_probe[f"p{p}"] == pytest.approx(mean, abs=1e-12)
+    rng = np.random.default_rng(1)
+    order = rng.permutation(len(trials))
+    columns = {c: getattr(trials, c)[order] for c in ("arm", "seed", "probe", "measure", "value")}
+    shuffled = compare(Trials(**columns, start="last_epoch"), "edit")
+    assert (shuffled.value, *shuffled.interval) == (effect.value, *effect.interval)
+    # Pairing matters: the unpaired spread is ten times that of the differences.
+    assert (effect.interval[1] - effect.interval[0]) < 0.2 * 4 * made["clean"].mean(1).std() / np.sqrt(12) * 2
+
+
+@pytest.mark.parametrize("lost", ["edit", "clean"])
+def test_missing_pairs_are_named(lost):
+    trials = table_trials(tables(4, 2))
+    keep = ~((trials.arm == lost) & (trials.probe == "p2") & (trials.seed == 1))
+    columns = {c: getattr(trials, c)[keep] for c in ("arm", "seed", "probe", "measure", "value")}
+    holey = Trials(**columns, start="last_epoch")
+    with pytest.raises(InfuserError, match=rf"1 \(probe, seed\) pairs are missing.*no {lost} \('p2', 1\)"):
+        compare(holey, "edit")
+    assert compare(holey, "edit", probes=["p0", "p1", "p3"]).estimate.n == 3
+
+
+def test_one_value_for_the_whole_model_serves_every_probe():
+    trials = Trials.concat(
+        [
+            table_trials({"edit": np.array([[0.5, 0.6], [0.7, 0.9]])}, "test_accuracy"),
+            Trials.from_rows(
+                [("clean", 0, "", "test_accuracy", 0.4), ("clean", 1, "", "test_accuracy", 0.5)], "last_epoch"
+            ),
+        ]
+    )
+    pairs = paired(trials, "edit", "clean")
+    np.testing.assert_allclose(pairs.difference, [[0.1, 0.1], [0.3, 0.4]])
+
+
+def test_a_pair_measured_twice_must_agree():
+    trials = table_trials(tables(3, 1))
+    twice = Trials.concat([trials, trials.where(arm="clean")])
+    assert compare(twice, "edit").value == compare(trials, "edit").value
+    other = table_trials({"clean": tables(3, 1, seed=5)["clean"]})
+    with pytest.raises(InfuserError, match="clean holds different values of log_odds for one probe and seed"):
+        compare(Trials.concat([trials, other]), "edit")
+
+
+def test_the_measure_must_be_known():
+    several = Trials.concat([table_trials(tables(), "probability"), table_trials(tables(), "log_odds")])
+    assert compare(several, "edit").measure == "log_odds"
+    without = Trials.concat([table_trials(tables(), "probability"), table_trials(tables(), "log_prob")])
+    with pytest.raises(InfuserError, match="several things were measured"):
+        compare(without, "edit")
+    with pytest.raises(InfuserError, match="no trials of arm noise on log_odds"):
+        compare(several, "noise")
+
+
+def test_starts_that_differ_or_are_unknown_are_refused():
+    same = {f"{arm}/{s}": f"weights=a ids={s}" for arm in ("edit", "clean") for s in range(3)}
+    assert compare(table_trials(tables(), starts=same), "edit").estimate.n == 12
+    with pytest.raises(InfuserError, match=r"did not start alike under seed 1.*differ in weights"):
+        compare(table_trials(tables(), starts={**same, "edit/1": "weights=b ids=1"}), "edit")
+    with pytest.raises(InfuserError, match="did not start alike under seed 0"):
+        compare(table_trials(tables(), starts={k: v for k, v in same.items() if k != "clean/0"}), "edit")
+
+
+def test_values_that_are_not_finite_are_refused():
+    made = tables()
+    made["edit"][3, 1] = np.nan
+    with pytest.raises(InfuserError, match="finite values"):
+        compare(table_trials(made), "edit")
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+def test_below_three_probes_there_is_no_interval_and_no_p():
+    effect = compare(table_trials(tables(2, 5)), "edit")
+    assert (effect.interval, effect.p) == (None, None)
+    assert "fewer than 3" in effect.estimate.method
+
+
+@pytest.mark.parametrize("n", [3, 5, 7])
+def test_below_eight_probes_it_is_the_t_interval_of_probe_means(n):
+    made = tables(n, 4)
+    effect = compare(table_trials(made), "edit")
+    means = (made["edit"] - made["clean"]).mean(1)
+    expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert effect.interval == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert "t-interval" in effect.estimate.method
+
+
+def test_seeds_are_not_units():
+    """200 seeds of 4 probes do not make the interval narrower than its 4 probes allow."""
+    rng = np.random.default_rng(0)
+    difference = np.repeat(rng.normal(size=(4, 1)), 200, axis=1)
+    effect = compare(table_trials({"edit": difference, "clean": np.zeros((4, 200))}), "edit")
+    wrong = stats.ttest_1samp(difference.ravel(), 0).confidence_interval(0.95)
+    assert (effect.interval[1] - effect.interval[0]) > 5 * (wrong.high - wrong.low)
+    assert effect.estimate.n == 4
+    assert len(effect.estimate.seeds) == 200
+
+
+def test_with_one_seed_the_bootstrap_has_the_width_of_the_t_interval():
+    values = np.random.default_rng(0).normal(size=(15, 1))
+    low, high = two_way_interval(values, Bootstrap(resamples=100_000))
+    expected = stats.ttest_1samp(values[:, 0], 0).confidence_interval(0.95)
+    assert (high - low) / (expected.high - expected.low) == pytest.approx(1, abs=0.04)
+    plain = stats.bootstrap((values[:, 0],), np.mean, n_resamples=20_000, method="percentile", random_state=0)
+    assert plain.confidence_interval.high - plain.confidence_interval.low < 0.93 * (expected.high - expected.low)
+
+
+def test_the_two_way_bootstrap_equals_a_bootstrap_written_as_a_loop():
+    table = np.random.default_rng(3).normal(size=(9, 3)) + np.array([[0.0, 0.5, -0.5]])
+    n, s = table.shape
+    mean, rows, columns = table.mean(), table.mean(1, keepdims=True), table.mean(0, keepdims=True)
+    a = math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
+    wide = mean + a * (rows - mean) + math.sqrt(s / (s - 1)) * (columns - mean) + (table - rows - columns + mean)
+    rng = np.random.default_rng(7)
+    draws = []
+    for _ in range(20_000):
+        i, j = rng.integers(0, n, n), rng.integers(0, s, s)
+        draws.append(wide[np.ix_(i, j)].mean())
+    low, high = two_way_interval(table, Bootstrap(resamples=20_000))
+    assert (low, high) == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.03 * (high - low))
+    one_way = two_way_interval(table.mean(1, keepdims=True), Bootstrap(resamples=20_000))
+    assert high - low > 1.1 * (one_way[1] - one_way[0])  # seeds do add uncertainty here
+
+
+def coverage(n, s, sds, repeats=400, resamples=1000, interval=two_way_interval):
+    rng = np.random.default_rng(n * 100 + s)
+    probe_sd, seed_sd, rest_sd = sds
+    hits = 0
+    for _ in range(repeats):
+        table = (
+            probe_sd * rng.normal(size=(n, 1)) + seed_sd * rng.normal(size=(1, s)) + rest_sd * rng.normal(size=(n, s))
+        )
+        low, high = interval(table, Bootstrap(resamples=resamples))
+        hits += low <= 0 <= high
+    return hits / repeats
+
+
+@pytest.mark.parametrize("n", [8, 12, 20])
+@pytest.mark.parametrize("sds", [(1, 0, 0.3), (1, 0.1, 0.5), (1, 0.3, 0.5)])
+def test_the_interval_covers_as_often_as_it_says(n, sds):
+    """3 seeds; standard deviations of probes, of seeds (common to all probes) and of the rest."""
+    assert 0.90 <= coverage(n, 3, sds) <= 0.99
+
+
+def test_resampling_cells_instead_would_cover_far_too_seldom():
+    def cells(table, how):
+        draws = np.random.default_rng(how.seed).choice(table.ravel(), (how.resamples, table.size))
+        return np.quantile(draws.mean(1), [0.025, 0.975])
+
+    assert coverage(12, 3, (1, 0.1, 0.3), interval=cells) < 0.85
+
+
+def test_the_t_interval_of_few_probes_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(1000):
+        estimate = mean_estimate(rng.normal(size=5))
+        hits += estimate.interval[0] <= 0 <= estimate.interval[1]
+    assert 0.93 <= hits / 1000 <= 0.97
+
+
+def test_the_same_seed_gives_the_same_interval():
+    trials = table_trials(tables())
+    first, again, other = (compare(trials, "edit", bootstrap=Bootstrap(seed=seed)).interval for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_clusters_are_units():
+    made = tables(12, 3)
+    clusters = {f"p{p}": f"model {p // 3}" for p in range(12)}
+    effect = compare(table_trials(made), "edit", clusters=clusters)
+    means = (made["edit"] - made["clean"]).mean(1).reshape(4, 3).mean(1)
+    expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert effect.estimate.n == 4
+    assert effect.estimate.unit_of_n == "clusters"
+    assert effect.interval == pytest.approx((expected.low, expected.high))
+    with pytest.raises(InfuserError, match="probes without a cluster"):
+        compare(table_trials(made), "edit", clusters={"p0": "a"})
+
+
+def test_pooling_over_base_models():
+    effects = [compare(table_trials(tables(4, 2, seed=s)), "edit") for s in range(5)]
+    pooled = pool(effects)
+    expected = stats.ttest_1samp([e.value for e in effects], 0).confidence_interval(0.95)
+    assert pooled.interval == pytest.approx((expected.low, expected.high))
+    assert (pooled.estimate.n, pooled.estimate.unit_of_n, len(pooled.per_probe)) == (5, "base models", 20)
+    with pytest.raises(InfuserError, match="one arm, control and measure"):
+        pool([effects[0], Effect("noise", "clean", "log_odds", Estimate(0, None, 1), None, {})])
+
+
+# --- p-values ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [3, 6, 11])
+def test_sign_flip_equals_enumeration(n):
+    values = np.random.default_rng(n).normal(0.4, 1, n)
+    flips = np.array([np.dot(signs, values) / n for signs in itertools.product([-1, 1], repeat=n)])
+    expected = (np.abs(flips) >= abs(values.mean()) - 1e-12).mean()
+    assert sign_flip(values) == pytest.approx(expected, abs=1e-12)
+
+
+def test_sign_flip_of_many_values_never_gives_zero_and_is_near_the_t_test():
+    rng = np.random.default_rng(0)
+    assert sign_flip(rng.normal(3, 1, 30)) == pytest.approx(2 / (2**14 + 1), rel=1e-6)
+    values = rng.normal(0.3, 1, 30)
+    assert sign_flip(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=0.02)
+    assert sign_flip(values) == sign_flip(values)
+
+
+def test_the_largest_evidence_of_three_probes_is_a_quarter():
+    assert sign_flip(np.array([1.0, 2.0, 3.0])) == 0.25
+    assert sign_flip(np.array([1.0, 2.0])) is None
+
+
+@pytest.mark.parametrize("n", [6, 10])
+def test_sign_flip_rejects_a_true_null_as_often_as_it_says(n):
+    rng = np.random.default_rng(n)
+    p = np.array([sign_flip(rng.standard_t(4, n)) for _ in range(300)])
+    for level in (0.05, 0.1):
+        assert (p <= level).mean() <= 1.5 * level
+    shifted = np.array([sign_flip(rng.standard_t(4, n) + 3) for _ in range(100)])
+    assert (shifted <= 0.05).mean() > 0.8
+
+
+def test_holm_and_benjamini_hochberg():
+    p = [0.01, 0.02, 0.03, 0.5]
+    np.testing.assert_allclose(holm(p), [0.04, 0.06, 0.06, 0.5])
+    np.testing.assert_allclose(benjamini_hochberg(p), [0.04, 0.04, 0.04, 0.5])
+    with pytest.raises(InfuserError, match="p-values lie"):
+        holm([1.2])
+
+
+# --- other estimates --------------------------------------------------------------------------------------------------
+
+
+def test_wilson_has_its_closed_form():
+    k, n, z = 547, 1800, stats.norm.ppf(0.975)
+    centre = (k / n + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(k / n * (1 - k / n) / n + z**2 / (4 * n**2))
+    estimate = wilson(k, n)
+    assert estimate.interval == pytest.approx((centre - half, centre + half), rel=1e-9)
+    assert estimate.interval == pytest.approx((0.283, 0.326), abs=1e-3)
+    assert wilson(0, 0).interval is None
+    with pytest.raises(InfuserError, match="counted among"):
+        wilson(3, 2)
+
+
+def test_spearman_has_scipys_value_and_covers():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=30)
+    y = x + rng.normal(size=30)
+    assert spearman(x, y).value == pytest.approx(stats.spearmanr(x, y).statistic)
+    true = 6 / np.pi * np.arcsin(0.6 / 2)  # of a bivariate normal with correlation 0.6
+    hits = 0
+    for _ in range(1000):
+        a = rng.normal(size=25)
+        b = 0.6 * a + 0.8 * rng.normal(size=25)
+        low, high = spearman(a, b).interval
+        hits += low <= true <= high
+    assert 0.92 <= hits / 1000 <= 0.98
+
+
+def test_spearman_without_ranks_or_with_few_pairs_has_no_interval():
+    assert math.isnan(spearman(np.ones(9), np.arange(9)).value)
+    few = spearman(np.arange(5), np.arange(5))
+    assert (few.value, few.interval) == (pytest.approx(1), None)
+    perfect = spearman(np.arange(9), np.arange(9))
+    assert perfect.value == pytest.approx(1)
+    assert 0.9 < perfect.interval[0] < 0.97
+    assert perfect.interval[1] == pytest.approx(1)
+    with pytest.raises(InfuserError, match="is of pairs"):
+        spearman(np.arange(5), np.arange(6))
+
+
+def test_median():
+    values = np.random.default_rng(0).exponential(size=41)
+    estimate = median_estimate(values)
+    assert estimate.value == np.median(values)
+    ranked = np.sort(values)
+    assert ranked[10] < estimate.interval[0] < estimate.value < estimate.interval[1] < ranked[30]
+    assert median_estimate(values[:7]).interval is None
+
+
+def test_a_bootstrap_of_nonsense_is_refused():
+    with pytest.raises(InfuserError, match="not a bootstrap"):
+        Bootstrap(resamples=10)
