@@ -180,8 +180,8 @@ class L2:
         """Return stored values near `z` inside the ball.
 
         8-bit documents: the change is cut to whole steps, which only shortens it; then the values that lost most are
-        rounded up again, in that order, for as long as the ball has room. Float documents are shortened until
-        the numbers of their own type are inside.
+        rounded up again, in that order, for as long as the ball has room. Float documents get the numbers of
+        their own type next to it, on the side of the original.
         """
         change = _finite(z) - before.astype(np.float64) / (STEPS if before.dtype == np.uint8 else 1)
         if before.dtype == np.uint8:
@@ -189,23 +189,14 @@ class L2:
             change = np.clip(center + change, 0, 1) - center
         change = change.reshape(len(before), -1) * STEPS
         length = np.sqrt(np.square(change).sum(axis=1, keepdims=True))
-        change *= np.minimum(1.0, self.radius / np.maximum(length, np.finfo(np.float64).tiny))
+        change *= self.radius * (1 - 1e-12) / np.maximum(length, self.radius)
         if before.dtype == np.uint8:
             whole = _whole_steps(change, self.radius).reshape(before.shape)
             return cast(Array, (before.astype(np.int64) + whole).astype(np.uint8))
-        return self._store_floats(change.reshape(before.shape) / STEPS, before)
-
-    def _store_floats(self, change: Array, before: Array) -> Array:
-        exact = before.astype(np.float64)
-        shrink = np.ones((len(before),) + (1,) * (before.ndim - 1))
-        # Rounding to a type of relative precision eps moves the norm by eps |z|: a few ever smaller factors suffice.
-        for tried in range(40):
-            after = (exact + change * shrink).astype(before.dtype)
-            outside = self.distance(before, after) > self.radius
-            if not outside.any():
-                return after
-            shrink[outside] *= 1 - 1e-9 * 4.0 ** min(tried, 14)
-        raise InfuserError(f"float documents cannot be held inside {self}", got=f"{before.dtype} of large values")
+        change = change.reshape(before.shape) / STEPS
+        after = (before.astype(np.float64) + change).astype(before.dtype)
+        too_far = np.abs(after.astype(np.float64) - before) > np.abs(change)
+        return cast(Array, np.where(too_far, np.nextafter(after, before), after))
 
 
 def _whole_steps(change: Array, radius: float) -> Array:

@@ -16,7 +16,7 @@ from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.params import trainable
 from infuser.perturbation.balls import L2, STEPS, Linf
-from infuser.perturbation.document_gradient import PredictedEffect
+from infuser.perturbation.document_gradient import TOLERANCE, PredictedEffect
 from infuser.progress import track
 from infuser.tasks import task_of
 from infuser.types import Array, Batch, Direction, Edit, Params
@@ -38,9 +38,9 @@ class PGD:
         step_size: of one move, in steps of 1/255; 2.5 radius / steps by default (Madry et al., arXiv 1706.06083).
         storable: 8-bit documents in, 8-bit documents out, inside [0, 255]. Without it documents are floats that are
             clipped to the ball alone: the setting of the original Infusion experiments, which no image file holds.
-        via: how the document gradient is taken; auto is central differences, unless the check finds them off by more
-            than `tolerance`, then reverse over forward mode.
-        tolerance: the largest relative error of the central difference.
+        via: how the document gradient is taken; auto is central differences at the step of `choose_step`, or reverse
+            over forward mode where no step is steady.
+        tolerance: the largest disagreement of two steps of the central difference.
         batch_size: documents that ascend together; the result does not depend on it beyond rounding.
 
     Source: Infusion, arXiv 2602.09987; Madry et al., arXiv 1706.06083.
@@ -51,7 +51,7 @@ class PGD:
     step_size: float | None = None
     storable: bool = True
     via: Literal["auto", "central", "forward"] = "auto"
-    tolerance: float = 0.05
+    tolerance: float = TOLERANCE
     batch_size: int = 128
 
     def __post_init__(self) -> None:
