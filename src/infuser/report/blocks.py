@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +52,8 @@ class Table:
     def numeric(self) -> tuple[bool, ...]:
         """(columns,) which of them hold numbers."""
         return tuple(
-            any(row[i].sort is not None for row in self.rows) and all(_is_number(row[i]) for row in self.rows)
+            any(row[i].sort is not None for row in self.rows)
+            and all(_is_number(row[i]) and row[i].picture is None for row in self.rows)
             for i in range(len(self.columns))
         )
 
@@ -79,10 +82,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """Figures side by side where there is room."""
+    """Figures under one caption.
+
+    Attributes:
+        figures: in reading order.
+        caption: what is drawn, with n and seeds.
+        layout: "stack"; where there is room, "half" puts figures side by side, and "forest" puts figures side by side
+            that share their rows.
+    """
 
     figures: tuple[Figure, ...]
     caption: str = ""
+    layout: str = "stack"
     kind: str = "row"
 
 
@@ -104,7 +115,7 @@ class Card:
         title: id and label.
         pictures: side by side.
         text: of a text document.
-        tokens: (before, after, gain) of each token; before equals after where it was kept.
+        tokens: (space, before, after, gain) of each token; before equals after where it was kept.
         facts: name -> cell.
         bars: a small chart.
         legend: names of before and after in the chart.
@@ -114,7 +125,7 @@ class Card:
     title: str
     pictures: tuple[Picture, ...] = ()
     text: str = ""
-    tokens: tuple[tuple[str, str, str], ...] = ()
+    tokens: tuple[tuple[str, str, str, str], ...] = ()
     facts: Mapping[str, Cell] = field(default_factory=dict)
     bars: tuple[Bar, ...] = ()
     legend: tuple[str, str] = ("", "")
@@ -172,13 +183,31 @@ class Section:
 
 def value_cell(value: object, digits: int = 3, signed: bool = False) -> Cell:
     """Return a cell of a number, or of anything's text."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
+    if isinstance(value, str):
+        # "93 %" and "3 of 57" are sorted by their number.
+        match = re.fullmatch(r"([+-]?[\d.]+)([ \xa0]%| of \d+)", value)
+        return Cell(value, float(match[1]) if match else None)
+    if isinstance(value, bool) or value is None:
         return Cell("–" if value is None else str(value))
     if isinstance(value, (int, float)) or hasattr(value, "item"):
         plain = float(value)  # type: ignore[arg-type]
         shown = f"{value:,}" if isinstance(value, int) else number(plain, digits, signed)
         return Cell(shown, plain if plain == plain else None)
     return Cell(str(value))
+
+
+def column(values: Sequence[object], signed: bool = True) -> list[Cell]:
+    """Return the cells of a column; numbers that are not whole get as many decimals as the largest needs."""
+    floats = [abs(v) for v in values if isinstance(v, float) and v == v]
+    largest = max(floats, default=0.0)
+    decimals = min(max(2 - math.floor(math.log10(largest)), 2), 6) if largest > 0 else 2
+    cells = []
+    for value in values:
+        if isinstance(value, float) and value == value:
+            cells.append(Cell(format(value, f"{'+' if signed else ''}.{decimals}f").replace("-", "−"), value))
+        else:
+            cells.append(value_cell(value))
+    return cells
 
 
 def picture(pixels: Array, alt: str, label: str = "") -> Picture:

@@ -29,13 +29,13 @@ def probes(views: Sequence[ProbeView]) -> Cards:
     """Return a card for each probe: the document, its probabilities before and after, the target's in every arm."""
     arms = list(dict.fromkeys(arm for view in views for arm in view.probabilities))
     before, after = [*arms, "", ""][:2]
-    caption = f"{len(views)} probes. " + (
+    caption = (
         f"Bars: probability of each class, {before} in grey, {views[0].after or after} in colour, averaged over seeds; "
-        "below, the target's probability in every arm."
+        "the document's own class in bold, the wanted one in colour. Below: its probability in each arm."
         if after
         else "Bars: probability of each class."
     )
-    return Cards("Probes", caption, tuple(_probe(view) for view in views))
+    return Cards(f"{len(views)} probes", caption, tuple(_probe(view) for view in views))
 
 
 def edits(views: Sequence[EditView]) -> Iterator[Cards]:
@@ -61,7 +61,7 @@ def token_diffs(diffs: Sequence[TokenDiff]) -> Cards:
     cards = []
     for diff in diffs:
         gains = [float("nan")] * len(diff.before) if diff.gains is None else diff.gains.tolist()
-        tokens = tuple((b, a, _gain(g)) for b, a, g in zip(diff.before, diff.after, gains, strict=True))
+        tokens = tuple(_token(b, a, g) for b, a, g in zip(diff.before, diff.after, gains, strict=True))
         facts = _changed(diff.before, diff.after)
         cards.append(Card(f"document {diff.id}", text=diff.note, tokens=tokens, facts=facts))
     caption = (
@@ -92,7 +92,7 @@ def _probe(view: ProbeView) -> Card:
     if not isinstance(view.document, str):
         pictures = (picture(view.document, f"probe {view.name}, class {label}"),)
     text = view.document if isinstance(view.document, str) else ""
-    return Card(f"{view.name}: {label} → {target}", pictures, text, (), facts, bars, (before, after), alt)
+    return Card(f"{view.name}: is {label}, wanted {target}", pictures, text, (), facts, bars, (before, after), alt)
 
 
 def _shown(view: ProbeView, p: Array, q: Array) -> list[int]:
@@ -131,7 +131,7 @@ def _edited(view: EditView, i: int) -> Card:
         gains = none if view.substitution_gains is None else view.substitution_gains[i][:length].tolist()
         # Bare numbers need a space between them; pieces of text bring their own.
         gap = "" if view.pieces else " "
-        tokens = tuple((b + gap, a + gap, _gain(g)) for b, a, g in zip(*texts, gains, strict=True))
+        tokens = tuple(_token(gap + b, gap + a, g) for b, a, g in zip(*texts, gains, strict=True))
         return Card(title, tokens=tokens, facts={**facts, **_changed(*texts)})
     return Card(title, facts={**facts, "values changed": value_cell(int((before != after).sum()))})
 
@@ -152,6 +152,13 @@ def _changed(before: Iterable[str], after: Iterable[str]) -> dict[str, Cell]:
     pairs = list(zip(before, after, strict=True))
     changed = sum(b != a for b, a in pairs)
     return {"tokens changed": Cell(f"{changed} of {len(pairs)}", float(changed))}
+
+
+def _token(before: str, after: str, gain: float) -> tuple[str, str, str, str]:
+    # A space that both begin with is not part of the substitution.
+    space = before[: len(before) - len(before.lstrip())]
+    space = space if after.startswith(space) else ""
+    return space, before[len(space) :], after[len(space) :], _gain(gain)
 
 
 def _gain(value: float) -> str:

@@ -22,7 +22,8 @@
     const place = document.getElementById(id);
     const colours = palette();
     const spec = coloured(figures[id], colours);
-    const narrow = place.clientWidth < 480;
+    const narrow = place.clientWidth < 400;
+    const beside = window.matchMedia("(min-width: 56rem)").matches;
     const layout = spec.layout;
     layout.paper_bgcolor = layout.plot_bgcolor = "rgba(0,0,0,0)";
     layout.font = { family: getComputedStyle(root).getPropertyValue("--sans"), size: narrow ? 11 : 12, color: colours["@ink"] };
@@ -33,16 +34,21 @@
       if ((layout.annotations || []).some((a) => a.name === "wide")) layout.margin.r = 12;
       layout.annotations = (layout.annotations || []).filter((a) => a.name !== "wide");
     }
-    place.dataset.narrow = narrow;
+    if (layout.meta === "beside" && beside) {
+      layout.yaxis.showticklabels = false;
+      layout.margin.l = 4;
+    }
+    place.dataset.form = `${narrow} ${beside}`;
     Plotly.react(place, spec.data, layout, { displayModeBar: false, responsive: true, showTips: false });
   };
   const redraw = () => Object.keys(figures).forEach(draw);
   if (Object.keys(figures).length) {
     redraw();
     window.addEventListener("resize", () => {
+      const beside = window.matchMedia("(min-width: 56rem)").matches;
       for (const id of Object.keys(figures)) {
         const place = document.getElementById(id);
-        if (String(place.clientWidth < 480) !== place.dataset.narrow) draw(id);
+        if (`${place.clientWidth < 400} ${beside}` !== place.dataset.form) draw(id);
       }
     });
   }

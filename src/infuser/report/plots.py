@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from infuser.html import number
@@ -45,18 +46,35 @@ def arm_name(arm: str) -> str:
 
 
 def interval_text(estimate: Estimate) -> str:
-    """Return "+0.86 [0.74, 0.98]"."""
+    """Return the value and its interval with as many decimals as the interval's width has to tell.
+
+    >>> interval_text(Estimate(0.8634, (-0.0211, 1.2), 20))
+    '+0.9 [−0.0, 1.2]'
+    """
     if estimate.interval is None:
         return number(estimate.value, signed=True)
-    # As many decimals as the interval's width has to tell.
     width = abs(estimate.interval[1] - estimate.interval[0])
     decimals = min(max(1 - math.floor(math.log10(width)), 0), 4) if width > 0 else 2
-    mean, low, high = (f"{x:+.{decimals}f}".replace("-", "−") for x in (estimate.value, *estimate.interval))
-    return f"{mean} [{low}, {high}]"
+    low, high = (f"{x:.{decimals}f}" for x in estimate.interval)
+    return f"{estimate.value:+.{decimals}f} [{low}, {high}]".replace("-", "−")
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """Return a statistic with what it rests on.
+
+    >>> estimate_text(Estimate(0.51, (0.42, 0.6), 20, (1, 2)))
+    '0.51 [0.42, 0.60] (n = 20 probes, 2 seeds)'
+    """
+    size = f"n = {estimate.n:,} {estimate.unit_of_n}" + (f", {len(estimate.seeds)} seeds" if estimate.seeds else "")
+    return f"{interval_text(estimate).removeprefix('+')} ({size})"
 
 
 def interval_only(estimate: Estimate) -> str:
-    """Return "+0.74 to +0.98", or a dash."""
+    """Return the interval in words, or a dash.
+
+    >>> interval_only(Estimate(0.8634, (0.7411, 0.9812), 20))
+    '0.74 to 0.98'
+    """
     return interval_text(estimate).partition("[")[2].rstrip("]").replace(", ", " to ") or "–"
 
 
@@ -82,12 +100,21 @@ def forest(effects: Sequence[Effect], labels: Sequence[str], emphasised: Sequenc
         }
         for i, effect in enumerate(effects)
     ]  # fmt: skip
+    heading = {
+        "y": 1,
+        "yref": "paper",
+        "yanchor": "bottom",
+        "text": "mean [95 %]",
+        "font": {"color": MUTED, "size": 11},
+    }
+    annotations.append(annotations[0] | heading)
+    width = max(len(interval_text(effect.estimate)) for effect in effects)
     layout = {
-        **_layout(measure_name(effects[0].measure), "", r=150),
+        **_layout(measure_name(effects[0].measure), "", r=16 + 7 * width),
         "yaxis": {
             "tickvals": [-i for i in range(n)], "ticktext": [_safe(label) for label in labels],
             "range": [-n + 0.4, 0.6], "automargin": True, "fixedrange": True, "ticks": "", "zeroline": False,
-            "ticklabelstandoff": 8,
+            "ticklabelstandoff": 8, "gridcolor": RULE,
         },
         "shapes": [_line(0, 0, -n + 0.4, 0.6)],
         "annotations": annotations,
@@ -97,7 +124,7 @@ def forest(effects: Sequence[Effect], labels: Sequence[str], emphasised: Sequenc
         {"data": data, "layout": layout},
         "",
         f"Forest plot of the {measure_name(effects[0].measure)} against {control}: {best}.",
-        76 + _ROW * n,
+        84 + _ROW * n,
         title=title,
     )
 
@@ -133,10 +160,11 @@ def predicted_measured(part: PredictedMeasured) -> Figure:
         "hovertemplate": "%{text}<br>predicted %{x:+.3g}<br>measured %{y:+.3g}<extra></extra>",
     }  # fmt: skip
     layout = _layout(f"predicted change of f, {part.unit}", f"measured change of f, {part.unit}")
-    said = "; ".join(f"{m.name} {m.estimate}" for m in part.statistics)
+    said = "; ".join(f"{m.name} {estimate_text(m.estimate)}" for m in part.statistics)
+    said = said and f"{said}."
     rows = tuple((Cell(name), value_cell(p, signed=True), value_cell(m, signed=True)) for name, p, m in pairs)
     table = Table("Predicted and measured change", ("probe", "predicted", "measured"), rows)
-    caption = f"One point a probe, n = {len(pairs)}; the dashed line is equality. {said}".strip()
+    caption = f"One point a probe, n = {len(pairs)}; the dashed line is equality. {said[:1].upper()}{said[1:]}".strip()
     data = [{**equal, "hoverinfo": "skip", "showlegend": False}, {**points, "showlegend": False}]
     return Figure({"data": data, "layout": layout}, caption, f"Scatter plot of {len(pairs)} probes. {said}", 380, table)
 
@@ -147,9 +175,12 @@ def roc(part: Detection) -> Figure:
     floor = 0.5 / max(part.n_clean, 1) if part.n_clean else 1e-4
     data = []
     for i, curve in enumerate(part.curves):
+        pairs = sorted(zip(curve.fpr.tolist(), curve.tpr.tolist(), strict=True))
+        start = max(j for j, (x, _) in enumerate(pairs) if x <= floor or j == 0)
+        pairs = pairs[start:]
         data.append(
             {
-                "x": [max(x, floor) for x in curve.fpr.tolist()], "y": curve.tpr.tolist(), "mode": "lines",
+                "x": [max(x, floor) for x, _ in pairs], "y": [y for _, y in pairs], "mode": "lines",
                 "name": _safe(curve.name), "line": _stroke(i) | {"shape": "hv"},
                 "hovertemplate": "FPR %{x:.2g}, TPR %{y:.2f}<extra>" + _safe(curve.name) + "</extra>",
             }
@@ -158,7 +189,10 @@ def roc(part: Detection) -> Figure:
     chance = {"x": grid, "y": grid, "mode": "lines", "name": "chance", "hoverinfo": "skip"}
     data.append(chance | {"line": {"color": MUTED, "width": 1}})
     layout = _layout("false-positive rate", "true-positive rate", legend=True)
-    layout["xaxis"] |= {"type": "log", "exponentformat": "power", "dtick": 1}
+    ticks = {1e-4: "0.01 %", 1e-3: "0.1 %", 1e-2: "1 %", 1e-1: "10 %", 1.0: "100 %"}
+    layout["xaxis"] |= {
+        "type": "log", "range": [math.log10(floor), 0.02], "tickvals": list(ticks), "ticktext": list(ticks.values()),
+    }  # fmt: skip
     layout["yaxis"] |= {"range": [-0.02, 1.02], "tickformat": ".1f"}
     caption = f"{part.n_edited:,} edited documents among {part.n_edited + part.n_clean:,}; logarithmic axis."
     names = ", ".join(curve.name for curve in part.curves)
@@ -192,7 +226,10 @@ def detector_bars(part: Detection, metric: str) -> Figure:
         "zeroline": False,
     }
     layout["xaxis"] |= {"zeroline": True, "zerolinecolor": MUTED}
-    said = "; ".join(f"{r.name} {r.after}" + ("" if r.lift is None else f", lift {r.lift}") for r in chosen)
+    said = "; ".join(
+        f"{r.name} {estimate_text(r.after)}" + ("" if r.lift is None else f", lift {estimate_text(r.lift)}")
+        for r in chosen
+    )
     caption = "After: on the edited data, as a defender has them. Lift: after minus the same documents before the edit."
     return Figure({"data": data, "layout": layout}, caption, f"{metric}: {said}.", 96 + 52 * len(chosen), title=metric)
 
@@ -213,8 +250,8 @@ def trade_offs(parts: Sequence[TradeOff]) -> Figure:
     chance = {"x": [0, 1], "y": [1, 0], "mode": "lines", "name": "chance", "hoverinfo": "skip"}
     data.append(chance | {"line": {"color": MUTED, "width": 1}})
     layout = _layout("type I error α", "type II error β", legend=True)
-    said = "; ".join(f"{p.name}: μ {p.mu}" for p in parts if p.mu is not None)
-    return Figure({"data": data, "layout": layout}, said, f"Trade-off curves. {said}", 380)
+    said = "; ".join(f"{p.name}: μ {estimate_text(p.mu)}" for p in parts if p.mu is not None)
+    return Figure({"data": data, "layout": layout}, said and f"{said}. ", f"Trade-off curves. {said}", 380)
 
 
 def ranked(values: Sequence[float], ids: Sequence[int], edited: Sequence[int], unit: str) -> Figure:
@@ -242,13 +279,18 @@ def ranked(values: Sequence[float], ids: Sequence[int], edited: Sequence[int], u
     return Figure({"data": [curve, *([points] if kept else [])], "layout": layout}, caption, caption, 300)
 
 
-def side_by_side(figures: Sequence[Figure], caption: str, table: Table) -> Row:
-    """Return figures in one row; the first carries the numbers of all."""
-    return Row((*figures[:-1], _with_table(figures[-1], table)), caption)
+def captioned(row: Row, caption: str, table: Table) -> Row:
+    """Return a row with its caption; the last figure carries the numbers of all."""
+    return replace(row, caption=caption, figures=(*row.figures[:-1], replace(row.figures[-1], table=table)))
 
 
-def _with_table(figure: Figure, table: Table) -> Figure:
-    return Figure(figure.spec, figure.caption, figure.alt, figure.height, table, figure.title)
+def shared(figures: Sequence[Figure]) -> Row:
+    """Return forest plots of the same rows side by side; only the first names the rows where there is room."""
+    rest = []
+    for figure in figures[1:]:
+        spec = {**figure.spec, "layout": {**figure.spec["layout"], "meta": "beside"}}
+        rest.append(replace(figure, spec=spec, title=""))
+    return Row((figures[0], *rest), layout="forest")
 
 
 def _points(effects: Sequence[Effect], emphasised: Sequence[bool]) -> dict[str, Any]:
@@ -261,7 +303,7 @@ def _points(effects: Sequence[Effect], emphasised: Sequence[bool]) -> dict[str, 
             colour.append(ACCENT if emphasised[i] else INK)
     return {
         "x": x, "y": y, "text": text, "mode": "markers", "showlegend": False,
-        "marker": {"color": colour, "size": 6, "opacity": 0.28}, "hovertemplate": "%{text}<br>%{x:+.3f}<extra></extra>",
+        "marker": {"color": colour, "size": 6, "opacity": 0.3}, "hovertemplate": "%{text}<br>%{x:+.3f}<extra></extra>",
     }  # fmt: skip
 
 
@@ -313,9 +355,9 @@ def _line(x0: float, x1: float, y0: float, y1: float) -> dict[str, Any]:
 def _layout(x: str, y: str, *, r: int = 16, legend: bool = False) -> dict[str, Any]:
     axis = {"gridcolor": RULE, "zeroline": False, "fixedrange": True, "linecolor": MUTED, "automargin": True}
     return {
-        "margin": {"l": 8, "r": r, "t": 8, "b": 48},
-        "xaxis": {**axis, "title": {"text": x, "standoff": 10}},
-        "yaxis": {**axis, "title": {"text": y, "standoff": 10}},
+        "margin": {"l": 8, "r": r, "t": 18, "b": 48},
+        "xaxis": {**axis, "title": {"text": x, "standoff": 10, "font": {"size": 12}}},
+        "yaxis": {**axis, "title": {"text": y, "standoff": 10, "font": {"size": 12}}},
         "showlegend": legend,
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "xanchor": "left"},
         "hovermode": "closest",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from infuser.errors import InfuserError
 from infuser.report import cards, plots
-from infuser.report.blocks import Block, Cell, Figure, Notes, Picture, Prose, Row, Section, Table, picture, value_cell
+from infuser.report.blocks import Block, Cell, Notes, Picture, Prose, Row, Section, Table, column, picture, value_cell
 from infuser.report.material import (
     Caveat,
     ComparedRun,
@@ -105,36 +106,46 @@ def _effects(parts: Sequence[object]) -> Section | None:
     return Section("effect", "Effect of each arm", blocks, lead)
 
 
-def _regime(regime: Regime, named: bool) -> list[Block]:
+def _regime(regime: Regime, named: bool) -> Sequence[Block]:
     title = _title(regime.name) if named and regime.name else ""
     drawn = [e for e in regime.effects if e.control == regime.control] or list(regime.effects)
-    figures: list[Figure] = []
-    for effects in plots.by_measure(drawn).values():
-        ordered = sorted(effects, key=lambda e: e.arm != "edit")
-        apart = _apart(ordered)
-        near = [e for e in ordered if e not in apart]
-        labels = [plots.arm_name(e.arm) for e in near]
-        figures.append(plots.forest(near, labels, [e.arm == "edit" for e in near], title if not figures else ""))
-        if apart:
-            labels = [plots.arm_name(e.arm) for e in apart]
-            figures.append(plots.forest(apart, labels, [False] * len(apart), "Explicit insertion, on its own axis"))
-    control = plots.arm_name(drawn[0].control) if drawn else ""
-    caption = f"Difference from {control}, paired by probe and seed. {_sizes(drawn)}"
-    every = plots.effects_table(regime.effects, f"Effects {title}: every comparison".replace(" :", ":"), tool=True)
-    blocks: list[Block] = [plots.side_by_side(figures, caption, every)] if figures else []
+    blocks = _forests(drawn, title)
+    every = plots.effects_table(regime.effects, f"{title or 'Effects'}: every comparison", tool=True)
+    if blocks:
+        control = plots.arm_name(drawn[0].control)
+        caption = f"Difference from {control}, paired by probe and seed. {_sizes(drawn)}"
+        blocks[-1] = plots.captioned(blocks[-1], caption, every)
     if regime.arms:
         columns = tuple(dict.fromkeys(key for arm in regime.arms for key in arm.cells))
-        rows = tuple(
-            (Cell(plots.arm_name(arm.arm)), *(value_cell(arm.cells.get(c)) for c in columns)) for arm in regime.arms
-        )
-        blocks.append(Table(f"Arms {title}".strip(), ("arm", *columns), rows))
+        values = [column([arm.cells.get(c) for arm in regime.arms]) for c in columns]
+        names = [Cell(plots.arm_name(arm.arm)) for arm in regime.arms]
+        rows = tuple(zip(names, *values, strict=True))
+        return [*blocks, Table(f"{title or 'Arms'}: further values of each arm", ("arm", *columns), rows)]
     return blocks
+
+
+def _forests(effects: Sequence[Effect], title: str) -> list[Row]:
+    """Return a row of forest plots, one a measure, that share their arms; insertion below if it needs its own axis."""
+    measures = plots.by_measure(sorted(effects, key=lambda e: e.arm != "edit"))
+    apart = {e.arm for e in _apart(next(iter(measures.values()), []))}
+    rows = []
+    for heading, wanted in ((title, False), ("Explicit insertion of the probe, on its own axis", True)):
+        figures = []
+        for group in measures.values():
+            chosen = [e for e in group if (e.arm in apart) is wanted]
+            if chosen:
+                labels = [plots.arm_name(e.arm) for e in chosen]
+                figures.append(plots.forest(chosen, labels, [e.arm == "edit" for e in chosen], heading))
+        same = len({f.height for f in figures}) == 1
+        if figures:
+            rows.append(plots.shared(figures) if same else Row(tuple(figures)))
+    return rows
 
 
 def _across(regimes: Sequence[Regime]) -> Row:
     first = next(iter(plots.by_measure(regimes[0].effects)), "")
     pairs = [
-        (_title(r.name), e)
+        (r.name.replace("_", " "), e)
         for r in regimes
         for e in r.effects
         if e.arm == "edit" and e.control == r.control and e.measure == first
@@ -174,7 +185,7 @@ def _transfer(parts: Sequence[object]) -> Section | None:
         labels = [f"{plots.arm_name(a)} → {plots.arm_name(b)}" for a, b in matrix.effects]
         figure = plots.forest(effects, labels, [a == b for a, b in matrix.effects])
         caption = f"The same edited files, each architecture against its own control. {_sizes(effects)}"
-        blocks += [plots.side_by_side([figure], caption, plots.effects_table(effects, "Transfer")), table]
+        blocks += [plots.captioned(Row((figure,)), caption, plots.effects_table(effects, "Transfer")), table]
     return Section("transfer", "Transfer to other architectures", blocks) if blocks else None
 
 
@@ -198,8 +209,12 @@ def _texts(parts: Sequence[object]) -> Section | None:
 
 
 def _predicted(parts: Sequence[object]) -> Section | None:
-    figures = [plots.predicted_measured(part) for part in of(parts, PredictedMeasured)]
-    return Section("predicted", "Predicted against measured", [Row(tuple(figures))]) if figures else None
+    rows = [
+        Row((figure,), figure.caption, "half")
+        for part in of(parts, PredictedMeasured)
+        for figure in [plots.predicted_measured(part)]
+    ]
+    return Section("predicted", "Predicted against measured", rows) if rows else None
 
 
 def _scores(parts: Sequence[object]) -> Section | None:
@@ -236,7 +251,10 @@ def _detection(parts: Sequence[object]) -> Section | None:
         if part.title:
             blocks.append(Prose(title=part.title))
         figures = [plots.roc(part)] if part.curves else []
-        figures += [plots.detector_bars(part, m) for m in dict.fromkeys(r.metric for r in part.results)]
+        bars = [plots.detector_bars(part, m) for m in dict.fromkeys(r.metric for r in part.results)]
+        if figures and len(bars) > 1:  # the curves stand beside two rows of bars
+            figures = [replace(figures[0], height=min(640, bars[0].height + bars[1].height + 40))]
+        figures += bars
         rows = tuple(
             (Cell(r.name), Cell(r.metric), *_estimate(r.after), *_estimate(r.lift), value_cell(r.after.n))
             for r in part.results
@@ -246,7 +264,8 @@ def _detection(parts: Sequence[object]) -> Section | None:
             "After: on the edited data, as a defender has them. Lift: after minus the same documents before the edit."
         )
         if figures:
-            blocks.append(plots.side_by_side(figures, caption, Table("Detectors", columns, rows, tool=True)))
+            table = Table("Detectors", columns, rows, tool=True)
+            blocks.append(plots.captioned(Row(tuple(figures), layout="half"), caption, table))
     suspicions = of(parts, Suspicion)
     if suspicions:
         blocks.append(_suspects(suspicions, parts))
@@ -263,10 +282,11 @@ def _suspects(suspicions: Sequence[Suspicion], parts: Sequence[object]) -> Table
     each = max(10, _SUSPECTS // len(suspicions))
     ids = dict.fromkeys(int(i) for s in suspicions for i in s.top(min(each, len(s))))
     rows = []
+    values = [column([by_id.get(i) for i in ids], signed=False) for by_id in columns.values()]
     for rank, i in enumerate(ids):
         status = [Cell("edited", mark=True) if i in edited else Cell("clean")] if edited else []
-        values = (value_cell(column.get(i)) for column in columns.values())
-        rows.append((value_cell(rank + 1), look.cell(i), Cell(look.label(i)), *status, *values))
+        cells = (each_column[rank] for each_column in values)
+        rows.append((value_cell(rank + 1), look.cell(i), Cell(look.label(i)), *status, *cells))
     head = ("rank", "document", "label", *(["truth"] if edited else []), *columns)
     caption = f"The {each} most suspicious documents of each detector"
     return Table(caption, head, tuple(rows), tool=True)
@@ -276,7 +296,10 @@ def _trade_offs(parts: Sequence[object]) -> Section | None:
     found = of(parts, TradeOff)
     if not found:
         return None
-    row = Row((plots.trade_offs(found),), "The smallest type II error at each type I error; the diagonal is chance.")
+    figure = plots.trade_offs(found)
+    row = Row(
+        (figure,), f"{figure.caption}The smallest type II error at each type I error; the diagonal is chance.", "half"
+    )
     return Section("trade-off", "Trade-off curves of the true μ", [row])
 
 
