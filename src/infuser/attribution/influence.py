@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from infuser import measure
 from infuser.attribution.per_document import cover_if_possible, gradients
 from infuser.attribution.scoring import Via, inner_products
 from infuser.checkpoints import Run
+from infuser.curvature.collect import Captured, collect
+from infuser.curvature.forms import MatrixForm
+from infuser.curvature.layers import MatrixLayer
+from infuser.curvature.operator import Block, KroneckerEigen
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.params import trainable
 from infuser.tasks import task_of
-from infuser.types import Array, Curvature, Damping, Direction, Measurement, Params, Scores
+from infuser.types import Curvature, Damping, Direction, Measurement, Params, Scores
 
 
 @dataclass(frozen=True)
@@ -84,22 +89,53 @@ def self_influence(
 
     _check_fit(run, data)
     _check_weights(run.checkpoints[-1].weights)
-    model, task = run.model(), task_of(data)
+    model = run.model()
     params = trainable(model)
-    layers = cover_if_possible(model, params, data)
-    values = []
-    for batch in data.batches(batch_size, run.device):
-        rows = gradients(model, params, task, batch, layers)
-        solved = curvature.solve(rows, _damping(damping))
-        # Over the names that the curvature gave back: it names what it does not cover in its own warning.
-        values.append(sum((rows[name] * value).flatten(1).sum(1) for name, value in solved.items()))
+    rows: Any = _in_eigenbasis if isinstance(curvature, KroneckerEigen) else _by_solving
+    values = rows(curvature, _damping(damping), model, params, data, batch_size)
     return Scores(
-        torch.cat(cast("list[torch.Tensor]", values)).cpu().numpy()[None],
+        torch.cat(list(values)).cpu().numpy()[None],
         data.ids,
         f"self-influence with {_named(curvature)}, damping {_damping(damping)}",
         "N times the fall of the document's own loss when it counts twice",
         ("itself",),
     )
+
+
+def _by_solving(
+    curvature: Curvature, damping: Damping, model: nn.Module, params: Params, data: Dataset, batch_size: int
+) -> Iterator[Tensor]:
+    """Yield <g, (H + damping)^-1 g> of each batch for any curvature: its gradients are its queries."""
+    layers = cover_if_possible(model, params, data)
+    for batch in data.batches(batch_size, str(next(iter(params.values())).device)):
+        rows = gradients(model, params, task_of(data), batch, layers)
+        solved = curvature.solve(rows, damping)
+        yield torch.stack([(rows[name] * value).flatten(1).sum(1) for name, value in solved.items()]).sum(0)
+
+
+def _in_eigenbasis(
+    curvature: KroneckerEigen, damping: Damping, model: nn.Module, params: Params, data: Dataset, batch_size: int
+) -> Iterator[Tensor]:
+    """Yield sum_ij (Q_S^T G Q_A)_ij^2 / (lambda_ij + damping) of each batch: one rotation, and nothing rotated back."""
+    inverse = [1 / block.damped(damping) for block in curvature.blocks]
+    layers = [block.layer for block in curvature.blocks]
+    for batch in data.batches(batch_size, str(next(iter(params.values())).device)):
+        captured = collect(model, params, task_of(data), batch, layers)
+        yield torch.stack(
+            [_weighted_squares(block, captured, w) for block, w in zip(curvature.blocks, inverse, strict=True)]
+        ).sum(0)
+
+
+def _weighted_squares(block: Block, captured: Captured, weights: Tensor) -> Tensor:
+    a, g = captured[block.layer]
+    if isinstance(block.layer, MatrixLayer) and len(a) == 1:
+        left, right = cast(MatrixForm, a[0].form).pair(a[0].x, g[0])
+        if right.shape[2] == 1 and isinstance(left, Tensor):
+            # Rank one: the square of a product is the product of squares, and the gradient is never formed.
+            rows = left if block.left is None else left @ block.left
+            columns = right if block.right is None else right @ block.right
+            return ((rows.square() @ weights) * columns.square()).flatten(1).sum(1)
+    return (block.rotate(block.layer.matrices(a, g)).square() * weights).flatten(1).sum(1)
 
 
 def probe_gradients(model: nn.Module, params: Params, probes: Measurement) -> tuple[Params, tuple[str, ...]]:
@@ -137,9 +173,5 @@ def _damping(damping: Damping | float) -> Damping:
 
 
 def _named(curvature: Curvature) -> str:
-    return str(getattr(curvature, "name", type(curvature).__name__))
-
-
-def as_array(values: torch.Tensor) -> Array:
-    """Return a tensor as an array on the CPU."""
-    return cast(Array, values.detach().cpu().numpy())
+    said = str(curvature) if type(curvature).__str__ is not object.__str__ else ""
+    return said if 0 < len(said) < 200 and "0x" not in said else type(curvature).__name__
