@@ -6,7 +6,8 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,17 +28,58 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         InfuserError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with _clear_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # O_EXCL: never through a link that somebody else put there. The mode is what open() would give.
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its name once the block has ended without an error.
+
+    An older folder of that name is replaced. What a killed process left behind is removed by the next call.
+
+    Raises:
+        InfuserError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    with _clear_errors(path):
+        try:
+            for stale in (temporary, old):
+                shutil.rmtree(stale, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            # Moved away rather than deleted: a crash while deleting would leave a part of it under its name.
+            with suppress(FileNotFoundError):
+                path.replace(old)
+            temporary.replace(path)
+        finally:
+            for stale in (temporary, old):
+                shutil.rmtree(stale, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as written:
+        os.fsync(written.fileno())
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        os.close(handle)
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InfuserError(
@@ -48,17 +90,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise InfuserError(f"cannot write {path.name}", got=str(path), remedy="choose a writable folder") from error
         raise
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
-
-
-def _umask() -> int:
-    # The only way to read the mask is to set it; it is put back at once.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -83,6 +114,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InfuserError(f"{path.name} is missing", got=str(path), remedy="check the folder's name") from error
+    except OSError as error:
+        raise InfuserError(f"cannot read {path.name}", got=str(error)) from error
     except (ValueError, RecursionError) as error:
         raise InfuserError(
             f"{path.name} is not valid JSON", got=str(error), causes=["the file was truncated or edited by hand"]
@@ -93,7 +126,9 @@ def plain(value: Any) -> Any:
     """Return `value` built of JSON's own types: arrays become lists, NaN and infinity None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(item) for item in value)  # a set of words has another order in every process
+    if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
