@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from infuser.data.dataset import Dataset, Kind
 from infuser.errors import InfuserError, listed
 from infuser.params import trainable
-from infuser.storage import hash_arrays, hash_file, read_json, write_json
+from infuser.storage import atomic_folder, hash_arrays, hash_file, read_json, write_json
 from infuser.types import Builder, Params, Recipe
+
+_FILES = ("weights.safetensors", "optimizer.pt")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Checkpoint:
     @property
     def content_hash(self) -> str:
         """SHA-256 of the weights."""
-        return hash_arrays({name: value.cpu().numpy() for name, value in self.weights.items()})
+        # As bytes beside the type's name, since numpy has no bfloat16.
+        tensors = {f"{name} {value.dtype} {tuple(value.shape)}": value for name, value in self.weights.items()}
+        return hash_arrays({k: v.cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for k, v in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -161,20 +164,17 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str], **manifest: Any) -> Path:
     """Write epoch-EEEE/ with weights.safetensors, optimizer.pt and manifest.json; it appears only when whole."""
     final = Path(folder) / f"epoch-{checkpoint.epoch:04d}"
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        # Safetensors refuses tensors that share memory (tied weights), hence the copies.
-        save_file({k: v.contiguous().clone() for k, v in checkpoint.weights.items()}, temporary / "weights.safetensors")
-        torch.save(dict(checkpoint.optimizer), temporary / "optimizer.pt")
-        hashes = {name: hash_file(temporary / name) for name in ("weights.safetensors", "optimizer.pt")}
+    optimizer = io.BytesIO()
+    torch.save(dict(checkpoint.optimizer), optimizer)
+    # Safetensors refuses tensors that share memory (tied weights), hence the copies.
+    weights = save({name: value.contiguous().clone() for name, value in checkpoint.weights.items()})
+    with atomic_folder(final) as temporary:
+        # Written from memory by Python, so that a full disk is an OSError: the libraries' own writers hide it.
+        for name, raw in zip(_FILES, (weights, optimizer.getvalue()), strict=True):
+            (temporary / name).write_bytes(raw)
+        hashes = {name: hash_file(temporary / name) for name in _FILES}
         position = {"epoch": checkpoint.epoch, "step": checkpoint.step}
         write_json(temporary / "manifest.json", {**position, "sha256": hashes, **manifest})
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.replace(final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
@@ -185,10 +185,10 @@ def load_checkpoint(folder: str | os.PathLike[str], **expected: Any) -> Checkpoi
         InfuserError: a file is missing, truncated or changed, or the manifest names another recipe or data set.
     """
     folder = Path(folder)
-    manifest = read_json(folder / "manifest.json")
+    manifest = _manifest(folder)
     for name, digest in manifest["sha256"].items():
         path = folder / name
-        if not path.exists() or hash_file(path) != digest:
+        if not path.is_file() or hash_file(path) != digest:
             raise InfuserError(
                 f"checkpoint file {name} is missing or damaged",
                 got=str(path),
@@ -206,9 +206,24 @@ def load_checkpoint(folder: str | os.PathLike[str], **expected: Any) -> Checkpoi
     try:
         weights = load_file(folder / "weights.safetensors")
         optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+    # Beside its own errors, torch.load raises whatever bytes that were not written by it make it stumble over.
+    except Exception as error:
         raise InfuserError(f"cannot read the checkpoint in {folder.name}", got=str(error)) from error
+    if not isinstance(optimizer, dict):
+        raise InfuserError(f"the optimiser state in {folder.name} is not one", got=type(optimizer).__name__)
     return Checkpoint(manifest["epoch"], manifest["step"], weights, optimizer)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_json(folder / "manifest.json")
+    whole = isinstance(manifest, dict) and all(type(manifest.get(key)) is int for key in ("epoch", "step"))
+    if not whole or not isinstance(manifest.get("sha256"), dict) or manifest["sha256"].keys() != set(_FILES):
+        raise InfuserError(
+            f"the manifest in {folder.name} is not that of a checkpoint",
+            got=str(folder / "manifest.json"),
+            expected=f"epoch, step and the sha256 of {' and '.join(_FILES)}",
+        )
+    return cast("dict[str, Any]", manifest)
 
 
 def save_run(run: Run, folder: str | os.PathLike[str]) -> None:
@@ -225,11 +240,12 @@ def load_run(
     Raises:
         InfuserError: they belong to another recipe or data set, or are damaged.
     """
-    parts = sorted(Path(folder).glob("epoch-*"))
+    parts = list(Path(folder).glob("epoch-*"))
     if not parts:
         return None
     expected = {"recipe": asdict(recipe), "data": data.content_hash}
-    checkpoints = tuple(load_checkpoint(part, **expected) for part in parts)
+    # By number, since after epoch 9999 the names sort otherwise.
+    checkpoints = tuple(sorted((load_checkpoint(part, **expected) for part in parts), key=lambda c: c.epoch))
     return Run(
         builder,
         data.input_shape,
