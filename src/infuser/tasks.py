@@ -62,7 +62,8 @@ class Classification:
 
     def objective(self, losses: Tensor, batch: Batch) -> Tensor:
         """Return sum_i w_i L_i / B: the mean over documents in the batch, those of weight 0 counted."""
-        return (losses * batch.weights).sum() / len(batch)
+        # As one operation, since this stands in the training loop.
+        return losses.dot(batch.weights.to(losses) / len(batch))
 
     def mask(self, batch: Batch) -> None:
         """Return None: there is no padding."""
@@ -98,7 +99,8 @@ class Regression:
 
     def objective(self, losses: Tensor, batch: Batch) -> Tensor:
         """Return sum_i w_i L_i / B."""
-        return (losses * batch.weights).sum() / len(batch)
+        # As one operation, since this stands in the training loop.
+        return losses.dot(batch.weights.to(losses) / len(batch))
 
     def mask(self, batch: Batch) -> None:
         """Return None: there is no padding."""

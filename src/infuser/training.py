@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -151,9 +152,12 @@ def train(
 
     if not kept:
         keep(begin.epoch if begin else 0, begin.step if begin else 0)
-    with _threads(recipe.threads):
-        for epoch in range(kept[-1].epoch, recipe.epochs):
-            step = _epoch(model, optimizer, data, recipe, kept[-1], observers)
+    todo = range(kept[-1].epoch, recipe.epochs)
+    # One bar for the whole run: each step takes one item.
+    bar = track(range(len(todo) * _steps_per_epoch(data, recipe)), f"training {len(todo)} epochs")
+    with _threads(recipe.threads), closing(bar):
+        for epoch in todo:
+            step = _epoch(model, optimizer, data, recipe, kept[-1], observers, bar)
             keep(epoch + 1, step)
     return Run(
         builder,
@@ -175,44 +179,63 @@ def _epoch(
     recipe: Recipe,
     begin: Checkpoint,
     observers: Sequence[Observer],
+    bar: Iterator[int],
 ) -> int:
     """Train one epoch in place and return the number of steps done so far."""
     task = task_of(data)
     device = str(next(model.parameters()).device)
     order = torch.from_numpy(epoch_order(data.ids, recipe, begin.epoch))
-    per_epoch = -(-len(data) // recipe.batch_size)
-    steps = per_epoch * recipe.epochs
+    steps = _steps_per_epoch(data, recipe) * recipe.epochs
+    step = begin.step
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(_mix(np.uint64(recipe.seed) ^ _mix(np.uint64(begin.epoch + 1)))) % 2**63)
-        described = f"epoch {begin.epoch + 1} of {recipe.epochs}"
-        for i, positions in enumerate(track(torch.split(order, recipe.batch_size), described)):
-            step = begin.step + i
+        for batch, inputs in _batches(task, data.batch, order, recipe.batch_size, device):
             lr = scheduled(recipe, step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            batch = data.batch(positions, device)
-            outputs = model(_augment(task.feed(batch.inputs), recipe))
-            losses = task.loss(outputs, batch.targets)
+            losses = task.loss(model(_augment(inputs, recipe)), batch.targets)
             objective = task.objective(losses, batch)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
-            if not torch.isfinite(objective):
-                raise _diverged(losses, batch, begin.epoch, step)
-            if observers:
+            if not math.isfinite(objective.item()):
+                bad = batch.ids[~torch.isfinite(losses.detach())]
+                raise _diverged("loss is", bad, begin.epoch, step)
+            for observer in observers:
                 moment = Moment(model, task, data, batch, losses.detach(), lr, begin.epoch, step, steps)
-                with _untouched(model):
-                    for observer in observers:
-                        observer.step(moment)
+                with _untouched(model, observer):
+                    observer.step(moment)
             optimizer.step()
-    return begin.step + per_epoch
+            step += 1
+            next(bar, None)
+    if not all(torch.isfinite(value).all() for value in model.state_dict().values()):
+        # Of the last step: a step from weights that are not finite has no finite loss.
+        raise _diverged("weights are", batch.ids, begin.epoch, step - 1)
+    return step
 
 
-def _diverged(losses: Tensor, batch: Batch, epoch: int, step: int) -> InfuserError:
-    bad = batch.ids[~torch.isfinite(losses.detach())].tolist()
+def _batches(
+    task: Task, gather: Callable[[Tensor, str], Batch], order: Tensor, batch_size: int, device: str
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield (batch, its inputs in the network's units) in `order`.
+
+    Many batches are gathered and converted at once and then cut: for small models that is most of a step's overhead.
+    """
+    for positions in order.split(batch_size * max(1, 1024 // batch_size)):
+        many = gather(positions, device)
+        columns = (many.inputs, many.targets, many.ids, many.weights, task.feed(many.inputs))
+        for parts in zip(*(column.split(batch_size) for column in columns), strict=True):
+            yield Batch(*parts[:4]), parts[4]
+
+
+def _steps_per_epoch(data: Dataset, recipe: Recipe) -> int:
+    return -(-len(data) // recipe.batch_size)
+
+
+def _diverged(what: str, ids: Tensor, epoch: int, step: int) -> InfuserError:
     return InfuserError(
-        f"the training loss is not finite at step {step} (epoch {epoch + 1}); checkpoints up to epoch {epoch} are kept",
-        got=f"documents {listed(bad)}" if bad else "the sum over the batch overflows",
+        f"the training {what} not finite at step {step} (epoch {epoch + 1}); checkpoints up to epoch {epoch} are kept",
+        got=f"documents {listed(ids.tolist())}" if len(ids) else "the sum over the batch overflows",
         causes=["the learning rate is too high", "the documents hold extreme values"],
         remedy="lower lr, or look at these documents",
     )
@@ -274,19 +297,37 @@ def _threads(threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Give observers the model in eval mode, and put modes, gradients, buffers and torch's random state back."""
+def _untouched(model: nn.Module, observer: Observer) -> Iterator[None]:
+    """Give an observer the model in eval mode, and put modes, gradients, buffers and torch's random state back.
+
+    Raises:
+        InfuserError: the observer wrote into a parameter.
+    """
     modes = {module: module.training for module in model.modules()}
-    grads = [p.grad for p in model.parameters()]
-    with torch.random.fork_rng(devices=[]):
+    params = {name: (p, p.requires_grad, p._version) for name, p in model.named_parameters()}
+    # Copies, since backward() adds to gradients, and BatchNorm to buffers, in place.
+    grads = [None if p.grad is None else (p.grad, p.grad.clone()) for p, _, _ in params.values()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
         try:
             model.eval()
             yield
         finally:
             for module, mode in modes.items():
                 module.training = mode
-            for p, grad in zip(model.parameters(), grads, strict=True):
-                p.grad = grad
+            with torch.no_grad():
+                for (p, requires_grad, _), grad in zip(params.values(), grads, strict=True):
+                    p.requires_grad_(requires_grad)
+                    p.grad = None if grad is None else grad[0].copy_(grad[1])
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+    written = [name for name, (p, _, version) in params.items() if p._version != version]
+    if written:
+        raise InfuserError(
+            f"observer {observer.name} changed the weights that it watches",
+            got=listed(written),
+            remedy="let it compute on copies, for instance with torch.func.functional_call",
+        )
 
 
 def without_traces(run: Run) -> Run:
