@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
@@ -19,6 +20,8 @@ from infuser.storage import atomic_path, hash_arrays, plain, read_json, write_js
 from infuser.types import Array, Constraint, Edit
 
 NAME = "manifest.json"
+# What damaged files make Pillow and numpy raise; the last comes from numpy's reading of a torn header.
+_UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError, tokenize.TokenError)
 _SCHEMA = 1
 _CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 _MAX_VALUES = 2**28  # of one document; a manifest that asks for more is not one of ours
@@ -132,7 +135,7 @@ def decode(path: Path, suffix: str, shape: tuple[int, ...], dtype: np.dtype[Any]
         raise InfuserError(f"{path.name} is missing or is not a file", got=str(path), remedy="write the edit again")
     try:
         document = _read_png(path, shape) if suffix == "png" else _read_npy(path, shape, dtype)
-    except (OSError, ValueError, EOFError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise InfuserError(
             f"{path.parent.name}/{path.name} cannot be read",
             got=str(error),
