@@ -229,11 +229,13 @@ def test_self_influence_in_the_eigenbasis_is_that_by_solving(name):
 
 
 def test_self_influence_finds_wrong_labels():
-    run, data, _ = digits_run("mlp", 60)
+    run, data, _ = digits_run("mlp", 400)
     labels = data.targets.copy()
-    labels[:6] = (labels[:6] + 1) % 10
+    labels[:20] = (labels[:20] + 1) % 10
     wrong = replace(data, targets=labels)
-    run = train(run.builder, wrong, run.recipe.with_(epochs=10))
+    run = train(run.builder, wrong, run.recipe.with_(epochs=8))
     values = self_influence(fit_ekfac(run, wrong), 0.1, run, wrong)
-    found = set(values.top(12).tolist()) & set(data.ids[:6].tolist())
-    assert len(found) >= 4
+    found = set(values.top(40).tolist()) & set(data.ids[:20].tolist())
+    print(f"{len(found)} of 20 wrong labels among the 40 highest of 400; 2 by chance")
+    assert len(found) >= 15
+    assert len(set(values.bottom(40).tolist()) & set(data.ids[:20].tolist())) <= 2
