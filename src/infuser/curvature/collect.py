@@ -196,7 +196,7 @@ def verify(model: nn.Module, params: Params, task: Task, batch: Batch, layers: S
     class says, or that documents are not on the first axis; a comparison can.
 
     Raises:
-        InfuserError: they differ by more than one part in a thousand; all such layers are listed.
+        InfuserError: they are not finite, or differ by more than one part in a thousand; all such layers are listed.
     """
     captured = collect(model, params, task, batch, layers)
     mine = {name: grad for layer in layers for name, grad in layer.gradients(*captured[layer]).items()}
@@ -208,6 +208,14 @@ def verify(model: nn.Module, params: Params, task: Task, batch: Batch, layers: S
             torch.autograd.grad(loss, wanted, retain_graph=i + 1 < len(losses), materialize_grads=True)
             for i, loss in enumerate(losses)
         ]
+    broken = [name for name, grad in mine.items() if not bool(grad.isfinite().all())]
+    if broken:
+        raise InfuserError(
+            "per-document gradients are not finite",
+            got=f"parameters {listed(broken, 20)}, documents {listed(batch.ids.tolist())}",
+            causes=["the model's weights diverged", "an input is extreme", "activations overflow in this precision"],
+            remedy="look at the loss of this checkpoint",
+        )
     wrong = []
     total = torch.stack([torch.stack([g.norm() for g in row]).norm() for row in rows])
     for i, (name, got) in enumerate(mine.items()):

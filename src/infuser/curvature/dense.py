@@ -12,7 +12,7 @@ from torch.func import functional_call, vjp, vmap
 from infuser.checkpoints import Run
 from infuser.curvature.ekfac import origin_of
 from infuser.curvature.factors import Pass
-from infuser.curvature.operator import Origin, eigenbasis
+from infuser.curvature.operator import Origin, eigenbasis, require_regular
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
 from infuser.params import flatten, trainable, unflatten
@@ -55,12 +55,7 @@ class Dense:
         for damping in dampings:
             added = damping.value * (self.eigenvalues.mean() if damping.kind == "relative" else 1.0)
             total = self.eigenvalues + added
-            if not bool((total > 0).all()):
-                raise InfuserError(
-                    f"the dense curvature is singular at damping {damping}",
-                    causes=["damping 0 with fewer documents than parameters"],
-                    remedy="use a positive damping",
-                )
+            require_regular("all parameters", total, damping)
             yield self._apply(vectors, 1 / total)
 
     def matrix(self) -> Tensor:

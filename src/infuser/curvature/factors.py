@@ -44,7 +44,7 @@ class Pass:
 
     def cotangents(self, task: Task, batch: Batch) -> Callable[[Tensor], Iterable[Tensor]]:
         """Return outputs -> output gradients, each document's drawn from its own generator."""
-        weights = None if bool((batch.weights == 1).all()) else batch.weights.sqrt()
+        weights = None if bool((batch.weights == 1).all()) else batch.weights.double().sqrt()
 
         def weighted(c: Tensor) -> Tensor:
             return c if weights is None else c * weights.view(-1, *[1] * (c.ndim - 1)).to(c)
@@ -201,7 +201,7 @@ def kronecker_blocks(layers: Sequence[Layer], sums: Covariances, params: Params)
 def _decomposed(name: str, side: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return eigenvalues (K, D) in float64 and eigenvectors, None for a side that keeps its own axes."""
     values, vectors = eigenbasis(name, side)
-    return values, None if vectors is None else vectors.to(like)
+    return values, None if vectors is None else vectors.to(like).contiguous()
 
 
 def _trace(side: Tensor) -> Tensor:

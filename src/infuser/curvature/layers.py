@@ -22,6 +22,7 @@ from infuser.errors import InfuserError, listed
 from infuser.params import trainable
 from infuser.types import Params
 
+_NORMS = {"batch", "layer", "group", "instance", "rms"}
 _PATCHES = 2**20  # numbers of unfolded input held at a time: what stays in a core's cache
 _GRADIENTS = 2**24  # numbers of per-document gradients held at a time
 
@@ -342,7 +343,7 @@ def _layer(
     modules = users[name]
     first: Any = modules[0][1]
     kind = _kind(first)
-    if name != canonical.get(id(getattr(first, "weight", None))) or first.weight.ndim == 1:
+    if name != canonical.get(id(getattr(first, "weight", None))) or kind in _NORMS:
         return _diagonal(name, users, canonical, done)
     forms = [module for module in modules if getattr(module[1], "weight", None) is getattr(first, "weight", None)]
     biases = {canonical.get(id(getattr(m, "bias", None))) for _, m in forms}
@@ -375,7 +376,7 @@ def _diagonal(
     first: Any = modules[0][1]
     is_weight = name == canonical.get(id(first.weight))
     kinds = {_kind(module) for _, module in modules}
-    if is_weight and not kinds <= {"batch", "layer", "group", "instance", "rms"}:
+    if is_weight and not kinds <= _NORMS:
         return None
     bias = canonical.get(id(getattr(first, "bias", None))) if is_weight else name
     with_bias = bias in users and bias not in done and users[bias] == modules

@@ -87,12 +87,7 @@ class Block:
         """
         added = damping.value * (self.eigenvalues.mean() if damping.kind == "relative" else 1.0)
         total = self.eigenvalues + added
-        if not bool((total > 0).all()):
-            raise InfuserError(
-                f"the curvature of layer {self.layer.names[0]} is singular at damping {damping}",
-                causes=["damping 0 with fewer documents than parameters", "the layer has no gradient at all"],
-                remedy="use a positive damping, absolute where the layer has no gradient",
-            )
+        require_regular(f"layer {self.layer.names[0]}", total, damping)
         return total
 
     def __str__(self) -> str:
@@ -143,6 +138,21 @@ class KroneckerEigen:
 
     def __repr__(self) -> str:
         return f"KroneckerEigen({self.origin}, {len(self.blocks)} layers)"
+
+
+def require_regular(what: str, damped: Tensor, damping: Damping) -> None:
+    """Refuse to divide by damped eigenvalues that are zero, or zero but for rounding where nothing was added.
+
+    Raises:
+        InfuserError: one is.
+    """
+    floor = damped.max() * torch.finfo(damped.dtype).eps if damping.value == 0 else 0.0
+    if not bool((damped > floor).all()):
+        raise InfuserError(
+            f"the curvature of {what} is singular at damping {damping}",
+            causes=["damping 0 with fewer documents than parameters", "there is no gradient at all"],
+            remedy="use a positive damping, absolute where there is no gradient",
+        )
 
 
 def eigenbasis(name: str, factor: Tensor) -> tuple[Tensor, Tensor | None]:
