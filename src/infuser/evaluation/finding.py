@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+from scipy import stats
 
 from infuser.errors import InfuserError, listed
 from infuser.evaluation.stats import Bootstrap, wilson
@@ -43,8 +44,8 @@ class Finding:
 def find(suspicion: Suspicion, edited: Sequence[int] | Array, bootstrap: Bootstrap | None = None) -> Finding:
     """Return ROC-AUC, average precision, recall at k = number edited, and TPR at 1 % and 0.1 % FPR.
 
-    Intervals: percentile bootstrap over documents, edited and clean apart, from 8 edited documents on; where all
-    resamples agree (nothing or everything is found) Wilson's over the edited documents.
+    Intervals: percentile bootstrap over documents, edited and clean apart, from 8 edited documents on, widened as in
+    stats.two_way_interval; where all resamples agree (nothing or everything is found) Wilson's over edited documents.
 
     Raises:
         InfuserError: an edited id is not among the documents, or none or all are edited.
@@ -53,10 +54,10 @@ def find(suspicion: Suspicion, edited: Sequence[int] | Array, bootstrap: Bootstr
     truth = _truth(suspicion, edited)
     k, n = int(truth.sum()), len(truth)
     names = list(METRICS) if n - k >= ENOUGH_CLEAN else list(METRICS[:-1])
-    point = _metrics(suspicion.values, truth, np.ones((1, n), dtype=np.int64))[:, 0]
+    point = _metrics(suspicion.values, truth, *_everything(truth))[:, 0]
     draws = None
     if k >= 8:
-        parts = [_metrics(suspicion.values, truth, counts) for counts in _resampled(truth, how)]
+        parts = [_metrics(suspicion.values, truth, *sample) for sample in _resampled(truth, how)]
         draws = np.concatenate(parts, axis=1)
     estimates: dict[str, Estimate | None] = dict.fromkeys(METRICS)
     for i, name in enumerate(METRICS):
@@ -78,16 +79,15 @@ def lift(
         raise InfuserError("before and after are of other documents", remedy="run the detector on the same ids")
     truth = _truth(after, edited)
     k = int(truth.sum())
-    ones = np.ones((1, len(truth)), dtype=np.int64)
 
-    def difference(counts: Array) -> Array:
-        return cast(Array, _metrics(after.values, truth, counts) - _metrics(before.values, truth, counts))
+    def difference(sample: tuple[Array, Array]) -> Array:
+        return cast(Array, _metrics(after.values, truth, *sample) - _metrics(before.values, truth, *sample))
 
-    point = difference(ones)[:, 0]
+    point = difference(_everything(truth))[:, 0]
     draws = np.concatenate([difference(c) for c in _resampled(truth, how)], axis=1) if k >= 8 else None
     found = {}
     for i, name in enumerate(METRICS[:-1] if len(truth) - k < ENOUGH_CLEAN else METRICS):
-        ends = None if draws is None else _quantiles(draws[i], how.level)
+        ends = None if draws is None else _quantiles(draws[i], k, how.level)
         method = "bootstrap over documents, paired" if ends else "none: fewer than 8 edited documents"
         found[name] = Estimate(float(point[i]), ends, k, (), "edited documents", method, how.level)
     return found
@@ -103,34 +103,50 @@ def _truth(suspicion: Suspicion, edited: Sequence[int] | Array) -> Array:
     return np.isin(suspicion.ids, wanted)
 
 
-def _metrics(values: Array, truth: Array, counts: Array) -> Array:
-    """Return the five metrics, (5, R), under `counts` (R, N): how often each document occurs in each resample."""
-    order = np.argsort(-values, kind="stable")
-    first = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])  # where each group of equal values begins
-    hits = np.cumsum(np.add.reduceat(np.where(truth, counts, 0)[:, order], first, axis=1), axis=1)
-    alarms = np.cumsum(np.add.reduceat(np.where(truth, 0, counts)[:, order], first, axis=1), axis=1)
-    edited, clean = hits[:, -1:], alarms[:, -1:]
-    gained, alarmed = np.diff(hits, prepend=0), np.diff(alarms, prepend=0)
-    auc = (alarmed * (hits - gained / 2)).sum(1) / (edited * clean)[:, 0]
-    precision = hits / np.maximum(hits + alarms, 1)
-    average = (gained * precision).sum(1) / edited[:, 0]
-    k = int(truth.sum())
-    recall = np.array([np.interp(k, np.r_[0, h + a], np.r_[0, h]) for h, a in zip(hits, alarms, strict=True)])
-    rates = [np.where(alarms <= share * clean, hits, 0).max(1) / edited[:, 0] for share in (0.01, 0.001)]
-    return np.stack([auc, average, recall / edited[:, 0], *rates])
+def _metrics(values: Array, truth: Array, edited: Array, clean: Array) -> Array:
+    """Return the five metrics, (5, R), of R samples of documents.
+
+    A metric depends on a clean document only through where it ranks among the edited ones: between two of their G
+    distinct values, or tied with one. So a sample is 2 G + 1 counts, however many clean documents there are.
+
+    Args:
+        values: (N,) suspicion.
+        truth: (N,) True where edited.
+        edited: (R, k) which of the edited documents are in each sample, with repetitions.
+        clean: (R, n - k) the same of the clean ones.
+    """
+    steps, group = np.unique(-values[truth], return_inverse=True)  # most suspicious first
+    others = -values[~truth]
+    place = np.searchsorted(steps, others, "left") + np.searchsorted(steps, others, "right")  # odd where tied
+    gained, spread = _counts(group, edited, len(steps)), _counts(place, clean, 2 * len(steps) + 1)
+    hits, above = gained.cumsum(1), spread.cumsum(1)
+    before, tied, alarms = above[:, :-1:2], spread[:, 1::2], above[:, 1::2]
+    k, n = edited.shape[1], clean.shape[1]
+    auc = (gained * (n - alarms + tied / 2)).sum(1) / (k * n)
+    average = (gained * hits / np.maximum(hits + alarms, 1)).sum(1) / k
+    room = (k - before - (hits - gained)) / np.maximum(gained + tied, 1)
+    recall = (gained * room.clip(0, 1)).sum(1) / k
+    rates = [np.where(alarms <= share * n, hits, 0).max(1) / k for share in (0.01, 0.001)]
+    return np.stack([auc, average, recall, *rates])
 
 
-def _resampled(truth: Array, how: Bootstrap) -> Iterator[Array]:
-    """Yield counts (rows, N) of bootstrap resamples, drawn among edited and clean documents apart."""
+def _counts(bins: Array, sample: Array, size: int) -> Array:
+    """Return how often each of `size` bins occurs in each row of a sample of documents, (R, size)."""
+    flat = bins[sample] + size * np.arange(len(sample))[:, None]
+    return np.bincount(flat.ravel(), minlength=size * len(sample)).reshape(len(sample), size)
+
+
+def _everything(truth: Array) -> tuple[Array, Array]:
+    return np.arange(truth.sum())[None], np.arange((~truth).sum())[None]
+
+
+def _resampled(truth: Array, how: Bootstrap) -> Iterator[tuple[Array, Array]]:
+    """Yield samples with replacement (rows, k) and (rows, n - k), of edited and of clean documents apart."""
     rng = np.random.default_rng(how.seed)
-    groups = [np.flatnonzero(truth), np.flatnonzero(~truth)]
+    k, n = int(truth.sum()), int((~truth).sum())
     for done in range(0, how.resamples, _ROWS):
         rows = min(_ROWS, how.resamples - done)
-        counts = np.zeros((rows, len(truth)), dtype=np.int64)
-        for group in groups:
-            for row in counts:
-                row[group] = np.bincount(rng.integers(0, len(group), len(group)), minlength=len(group))
-        yield counts
+        yield rng.integers(0, k, (rows, k)), rng.integers(0, n, (rows, n))
 
 
 def _estimate(value: float, draws: Array | None, k: int, how: Bootstrap) -> Estimate:
@@ -141,9 +157,11 @@ def _estimate(value: float, draws: Array | None, k: int, how: Bootstrap) -> Esti
         ends = wilson(min(k, round(value * k)), k, level=how.level).interval
         return Estimate(value, ends, k, (), unit, f"Wilson over {unit}: all resamples agree", how.level)
     method = f"bootstrap over documents, {how.resamples} resamples"
-    return Estimate(value, _quantiles(draws, how.level), k, (), unit, method, how.level)
+    return Estimate(value, _quantiles(draws, k, how.level), k, (), unit, method, how.level)
 
 
-def _quantiles(draws: Array, level: float) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+def _quantiles(draws: Array, k: int, level: float) -> tuple[float, float]:
+    """Return the percentile interval, its tails drawn out as for a t-interval of the k edited documents."""
+    tail = stats.norm.cdf(-np.sqrt(k / (k - 1)) * stats.t.ppf((1 + level) / 2, k - 1))
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)

@@ -93,8 +93,8 @@ class ClassAccuracy:
     def __call__(self, model: nn.Module, params: Params) -> Tensor:
         """Return the share of correct labels per class, shape (C,)."""
         correct = Correct(self.documents)(model, params)
-        labels = torch.as_tensor(self.documents.targets, device=correct.device)
-        return torch.stack([correct[labels == c].mean() for c in self._classes])
+        labels = self.documents.targets
+        return torch.stack([correct[torch.from_numpy(labels == c)].mean() for c in self._classes])
 
     @property
     def _classes(self) -> list[int]:

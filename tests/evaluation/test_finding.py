@@ -1,0 +1,147 @@
+import time
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from infuser.errors import InfuserError
+from infuser.evaluation.finding import METRICS, _metrics, _resampled, find, lift
+from infuser.evaluation.stats import Bootstrap
+from infuser.types import Suspicion
+
+
+def case(n=400, k=25, shift=1.5, seed=0, levels=None):
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(np.arange(1000, 1000 + n))
+    values = rng.normal(size=n)
+    values[:k] += shift
+    if levels:
+        values = np.round(values * levels) / levels  # many ties
+    return Suspicion(values, ids, "test"), ids[:k]
+
+
+def sklearns(values, truth, weights):
+    fpr, tpr, _ = roc_curve(truth, values, sample_weight=weights, drop_intermediate=False)
+    return [
+        roc_auc_score(truth, values, sample_weight=weights),
+        average_precision_score(truth, values, sample_weight=weights),
+        *(tpr[fpr <= share + 1e-12].max() for share in (0.01, 0.001)),
+    ]
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+def test_metrics_of_every_resample_equal_sklearns(levels):
+    suspicion, edited = case(levels=levels)
+    truth = np.isin(suspicion.ids, edited)
+    picked, spared = next(_resampled(truth, Bootstrap(resamples=100)))
+    mine = _metrics(suspicion.values, truth, picked, spared)
+    for r in range(20):
+        weights = np.zeros(400)
+        weights[truth] = np.bincount(picked[r], minlength=25)
+        weights[~truth] = np.bincount(spared[r], minlength=375)
+        kept = weights > 0
+        expected = sklearns(suspicion.values[kept], truth[kept], weights[kept])
+        np.testing.assert_allclose(mine[[0, 1, 3, 4], r], expected, atol=1e-9)
+    assert np.ptp(mine[0]) > 0.01
+
+
+def test_recall_among_ties_is_what_random_tie_breaking_gives():
+    suspicion, edited = case(levels=2)
+    rng = np.random.default_rng(0)
+    truth = np.isin(suspicion.ids, edited)
+    shares = []
+    for _ in range(4000):
+        order = np.lexsort((rng.random(400), -suspicion.values))
+        shares.append(truth[order[:25]].mean())
+    assert np.std(shares) > 0.03  # there are ties at the cut
+    assert find(suspicion, edited).estimates["recall_at_k"].value == pytest.approx(np.mean(shares), abs=0.005)
+
+
+def test_resamples_draw_edited_and_clean_documents_apart():
+    suspicion, edited = case()
+    for picked, spared in _resampled(np.isin(suspicion.ids, edited), Bootstrap(resamples=100)):
+        assert (picked.shape[1], spared.shape[1]) == (25, 375)
+        assert (picked.max(), spared.max()) == (24, 374)
+
+
+def test_recall_at_k_counts_the_top_k():
+    suspicion, edited = case()
+    found = find(suspicion, edited)
+    expected = len(set(suspicion.top(25).tolist()) & set(edited.tolist())) / 25
+    assert found.estimates["recall_at_k"].value == pytest.approx(expected)
+    assert 0 < expected < 1
+
+
+def test_a_detector_that_says_the_same_of_all_is_chance():
+    suspicion, edited = case()
+    flat = find(Suspicion(np.zeros(400), suspicion.ids, "flat"), edited)
+    got = {name: e.value for name, e in flat.estimates.items() if e}
+    assert got == pytest.approx(
+        {"roc_auc": 0.5, "average_precision": 25 / 400, "recall_at_k": 25 / 400, "tpr_at_1_percent": 0}
+    )
+
+
+def test_a_perfect_detector_has_an_interval_below_one():
+    suspicion, edited = case(shift=50)
+    found = find(suspicion, edited)
+    for name in ("roc_auc", "recall_at_k", "tpr_at_1_percent"):
+        estimate = found.estimates[name]
+        assert estimate.value == 1
+        assert estimate.interval == pytest.approx((0.8668, 1.0), abs=1e-3)  # Wilson, 25 of 25
+        assert "Wilson" in estimate.method
+
+
+def test_the_rate_at_a_thousandth_needs_ten_thousand_clean_documents():
+    few = find(*case())
+    assert few.estimates["tpr_at_0.1_percent"] is None
+    assert "375 clean documents" in few.reasons["tpr_at_0.1_percent"]
+    many = find(*case(n=10_050, k=50, shift=3), Bootstrap(resamples=100))
+    assert many.reasons == {}
+    assert 0 < many.estimates["tpr_at_0.1_percent"].value < many.estimates["tpr_at_1_percent"].value
+
+
+def test_intervals_cover_the_true_auc():
+    true = 0.8555778168267576  # Phi(1.5 / sqrt 2)
+    hits = 0
+    for seed in range(200):
+        low, high = find(*case(n=200, seed=seed), Bootstrap(resamples=500)).estimates["roc_auc"].interval
+        hits += low <= true <= high
+    assert 0.90 <= hits / 200 <= 0.99
+
+
+def test_few_edited_documents_have_no_interval():
+    found = find(*case(k=7))
+    assert all(e.interval is None for e in found.estimates.values() if e)
+
+
+def test_the_lift_is_what_the_edit_adds():
+    after, edited = case(shift=1.5)
+    noise = np.random.default_rng(1).normal(0, 0.1, 400)
+    before = Suspicion(after.values - np.where(np.isin(after.ids, edited), 1.0, 0) + noise, after.ids, "test")
+    added = lift(after, before, edited)
+    both = [find(s, edited).estimates for s in (after, before)]
+    for name in METRICS[:-1]:
+        assert added[name].value == pytest.approx(both[0][name].value - both[1][name].value, abs=1e-12)
+    low, high = added["roc_auc"].interval
+    assert low > 0.1
+    unpaired = [e["roc_auc"].interval for e in both]
+    assert high - low < sum(i[1] - i[0] for i in unpaired)  # resampled together
+    same = lift(after, after, edited)["roc_auc"]
+    assert (same.value, same.interval) == (0, (0, 0))
+
+
+def test_bad_requests():
+    suspicion, edited = case()
+    with pytest.raises(InfuserError, match=r"did not see.*Got: 5"):
+        find(suspicion, [5, *edited])
+    with pytest.raises(InfuserError, match="some documents must be edited"):
+        find(suspicion, [])
+    with pytest.raises(InfuserError, match="other documents"):
+        lift(suspicion, Suspicion(suspicion.values, suspicion.ids[::-1], "test"), edited)
+
+
+def test_45_000_documents_take_seconds():
+    suspicion, edited = case(n=45_000, k=100, shift=2)
+    begun = time.process_time()
+    find(suspicion, edited)
+    assert time.process_time() - begun < 10  # 1,000 resamples through scikit-learn take half a minute
