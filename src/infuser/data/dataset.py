@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -81,11 +81,18 @@ class Dataset:
 
         Integer targets (N,) mean classification, float targets (N,) or (N, D) regression.
         """
-        inputs, targets = np.asarray(inputs), np.asarray(targets)
+        inputs, targets = _as_array(inputs, "inputs"), _as_array(targets, "targets")
         if inputs.ndim == 3:
             inputs = inputs[:, None]
-        if inputs.dtype == np.float64:
-            inputs = inputs.astype(np.float32)
+        if np.issubdtype(inputs.dtype, np.floating):
+            inputs = inputs.astype(np.float32, copy=False)
+        if inputs.dtype not in (np.uint8, np.float32) or inputs.ndim < 2:
+            raise InfuserError(
+                "inputs of another type or shape",
+                got=f"{inputs.dtype} {inputs.shape}",
+                expected="uint8 images (N, C, H, W) or (N, H, W), or floats (N, D)",
+                remedy="convert images to uint8, 0 to 255",
+            )
         if np.issubdtype(targets.dtype, np.integer):
             _require_labels(targets)
             n_outputs = max(len(classes), int(targets.max(initial=0)) + 1)
@@ -103,7 +110,7 @@ class Dataset:
         if len(dataset) == 0:
             raise InfuserError("the torch data set is empty", expected="at least one (input, label) pair")
         pairs = [dataset[i] for i in range(len(dataset))]
-        inputs = np.stack([np.asarray(x) for x, _ in pairs])
+        inputs = _as_array([_channels_first(x) for x, _ in pairs], "inputs")
         if np.issubdtype(inputs.dtype, np.floating) and inputs.ndim == 4:
             inputs = _to_uint8(inputs)
         return cls.from_arrays(inputs, np.asarray([int(y) for _, y in pairs]), classes=classes, name=name)
@@ -136,7 +143,10 @@ class Dataset:
         Raises:
             InfuserError: an id is not in the data set.
         """
-        wanted = np.atleast_1d(np.asarray(ids)).tolist()
+        array = np.atleast_1d(np.asarray(ids))
+        if array.dtype == bool:
+            raise InfuserError("a mask is not ids", got=array.shape, remedy="pass data.ids[mask]")
+        wanted = array.tolist()
         missing = [i for i in wanted if i not in self._position_of]
         if missing:
             raise InfuserError(
@@ -220,12 +230,34 @@ class Dataset:
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_tensors", "_position_of")}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for array in (self.inputs, self.targets, self.ids, self.weights):
+            array.flags.writeable = False  # which pickling forgets
+
     def __repr__(self) -> str:
         shape = "x".join(str(s) for s in self.input_shape)
         return f"Dataset({self.name}: {len(self)} documents of {shape} {self.inputs.dtype}, {self.kind})"
 
 
+def _channels_first(document: Any) -> Array:
+    array = np.asarray(document)
+    # A PIL image (told without importing PIL) is (H, W, C); tensors and arrays are taken to be (C, H, W).
+    return array.transpose(2, 0, 1) if hasattr(document, "getbands") and array.ndim == 3 else array
+
+
+def _as_array(values: Any, what: str) -> Array:
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        shapes = sorted({np.shape(value) for value in values})
+        raise InfuserError(f"{what} differ in shape", got=listed(shapes), expected="one shape") from error
+    return array
+
+
 def _check_values(ds: Dataset) -> None:
+    if ds.kind not in get_args(Kind):
+        raise InfuserError("unknown kind of data", got=repr(ds.kind), expected=", ".join(get_args(Kind)))
     if len(ds) == 0:
         raise InfuserError(f"{ds.name} is empty", expected="at least one document")
     if len(np.unique(ds.ids)) != len(ds):
