@@ -123,6 +123,9 @@ def train(
         InfuserError: a loss is not finite (step and documents are named; checkpoints so far are kept), or `folder`
             holds the checkpoints of another recipe or data set.
     """
+    names = [observer.name for observer in observers]
+    if len(set(names)) != len(names):
+        raise InfuserError("two observers share a name, and would share a trace", got=listed(names))
     kept: list[Checkpoint] = []
     if folder is not None:
         if start is not None:
