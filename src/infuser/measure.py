@@ -47,7 +47,7 @@ class _OfLabels:
         return len(self.documents)
 
     def __getitem__(self, q: int) -> Self:
-        rows = slice(q, q + 1 or None)
+        rows = _row(q, len(self))
         labels = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "documents"}
         return replace(self, documents=self.documents[self.documents.ids[rows]], **labels)
 
@@ -219,7 +219,7 @@ class Losses:
         return len(self.documents)
 
     def __getitem__(self, q: int) -> Losses:
-        return Losses(self.documents[self.documents.ids[q : q + 1 or None]])
+        return Losses(self.documents[self.documents.ids[_row(q, len(self))]])
 
     @property
     def queries(self) -> tuple[str, ...]:
@@ -282,12 +282,24 @@ def gradients(measurement: Any, model: nn.Module, params: Params) -> tuple[Param
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     with torch.enable_grad():
         values = measurement(model, leaves)
+        if not values.requires_grad:
+            raise InfuserError(
+                f"measurement {measurement.name} carries no gradient",
+                causes=["it counts or compares (Correct)", "it does not use the params that it is given"],
+                remedy="raise LogProb or Margin, and read this one beside it",
+            )
         rows = [
             torch.autograd.grad(value, list(leaves.values()), retain_graph=q + 1 < len(values), materialize_grads=True)
             for q, value in enumerate(values)
         ]
     stacked = {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(leaves)}
     return stacked, values.detach()
+
+
+def _row(q: int, count: int) -> slice:
+    if not -count <= q < count:
+        raise IndexError(f"query {q} of {count}")  # not an InfuserError: iteration ends by it
+    return slice(q, q + 1 or None)
 
 
 def _checked_labels(documents: Dataset, labels: Sequence[int] | Array | None) -> Array:

@@ -95,6 +95,9 @@ class Regression:
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return |f - y|^2 / 2, shape (B,)."""
+        if outputs.shape != targets.shape:  # (B,) against (B, 1) would broadcast to (B, B)
+            got, expected = tuple(outputs.shape), tuple(targets.shape)
+            raise InfuserError("the model's outputs and the targets differ in shape", got=got, expected=expected)
         return (outputs - targets).square().flatten(1).sum(1) / 2
 
     def objective(self, losses: Tensor, batch: Batch) -> Tensor:
