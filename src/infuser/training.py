@@ -86,6 +86,11 @@ def epoch_order(ids: Array, recipe: Recipe, epoch: int) -> Array:
     return np.lexsort((ids, keys))
 
 
+def epoch_seed(recipe: Recipe, epoch: int) -> int:
+    """Return the seed of dropout and augmentation of an epoch (counted from 0)."""
+    return int(_mix(np.uint64(recipe.seed) ^ _mix(np.uint64(epoch + 1)))) % 2**63
+
+
 def _mix(x: Any) -> Any:
     """The splitmix64 finaliser (Steele, Lea and Flood, 2014)."""
     with np.errstate(over="ignore"):
@@ -192,12 +197,12 @@ def _epoch(
     step = begin.step
     model.train()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(_mix(np.uint64(recipe.seed) ^ _mix(np.uint64(begin.epoch + 1)))) % 2**63)
+        torch.manual_seed(epoch_seed(recipe, begin.epoch))
         for batch, inputs in _batches(task, data.batch, order, recipe.batch_size, device):
             lr = scheduled(recipe, step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            losses = task.loss(model(_augment(inputs, recipe)), batch.targets)
+            losses = task.loss(model(augmented(inputs, recipe)), batch.targets)
             objective = task.objective(losses, batch)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
@@ -263,7 +268,8 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, recipe.lr, weight_decay=recipe.weight_decay)
 
 
-def _augment(inputs: Tensor, recipe: Recipe) -> Tensor:
+def augmented(inputs: Tensor, recipe: Recipe) -> Tensor:
+    """Return inputs (B, C, H, W) flipped and shifted as the recipe says, by torch's random state."""
     if recipe.augmentation == "none":
         return inputs
     if inputs.ndim != 4:
