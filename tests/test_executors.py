@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,8 +34,19 @@ def test_workers_have_the_threads_that_were_asked_for() -> None:
 
 
 def test_a_worker_that_dies_is_an_error_that_names_the_remedy() -> None:
-    with pytest.raises(InfuserError, match="(?s)worker process died.*--resume"):
+    with pytest.raises(InfuserError, match=r"(?s)worker process died.*--resume"):
         list(Pool(1).map(_die, [1]))
+
+
+def test_a_script_without_a_guard_is_an_error_and_no_hang(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from functools import partial\nfrom infuser.executors import Pool\n"
+        "print(list(Pool(1).map(partial(max, 'x' * 1_000_000), ['y'])))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "guard it with" in done.stderr
 
 
 class _Shuffling:

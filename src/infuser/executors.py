@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle  # noqa: TID251 - a pool pickles whatever it ships; nothing from outside is read
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -64,28 +66,38 @@ class Pool:
         workers = min(self.workers or os.cpu_count() or 1, max(len(todo), 1))
         # Spawned, not forked: a fork after torch has started its threads can hang.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, _begin, (fn, self.threads))
-        try:
-            for future in [pool.submit(_work, job) for job in todo]:
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise InfuserError(
-                "a worker process died",
-                causes=["it ran out of memory", "it was killed"],
-                remedy="run the same command again with --resume, with fewer workers",
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with tempfile.TemporaryDirectory() as folder:
+            # Through a file, not through the arguments: a worker that dies before it has read more than a pipe holds
+            # would leave this process waiting for ever.
+            shared = os.path.join(folder, "fn")  # noqa: PTH118
+            with open(shared, "wb") as file:
+                pickle.dump(fn, file)
+            pool = ProcessPoolExecutor(workers, context, _begin, (shared, self.threads))
+            try:
+                for future in [pool.submit(_work, job) for job in todo]:
+                    yield future.result()
+            except BrokenProcessPool as error:
+                raise InfuserError(
+                    "a worker process died",
+                    causes=[
+                        "it ran out of memory or was killed",
+                        "the calling script runs at import: guard it with if __name__ == '__main__'",
+                    ],
+                    remedy="run the same command again with --resume, with fewer workers",
+                ) from error
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
 
 _worker: dict[str, Any] = {}  # of a worker process, filled by _begin; the parent process never touches it
 
 
-def _begin(fn: Callable[[Any], Any], threads: int) -> None:
+def _begin(shared: str, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    _worker["fn"] = fn
+    with open(shared, "rb") as file:
+        _worker["fn"] = pickle.load(file)  # noqa: S301 - written by the parent process a moment ago
 
 
 def _work(job: Any) -> Any:
