@@ -106,6 +106,7 @@ def test_collateral_is_over_the_nearest_other_test_inputs():
         distance = ((flat - flat[q]) ** 2).sum(1)
         distance[q] = np.inf
         assert set(near.documents.ids[near.rows[q]].tolist()) == set(test.ids[np.argsort(distance)[:5]].tolist())
+    assert near.name == "collateral"
     model = trained().model()
     guessed = predictions(model, trainable(model), test)
     own = near(model, trainable(model)).numpy()

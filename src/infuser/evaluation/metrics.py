@@ -26,14 +26,14 @@ class Collateral:
         rows: (Q, k) positions in `documents` of each probe's neighbours.
         labels: (Q, k) the label that counts as a hit.
         queries: (Q,) names of the probes.
-        name: collateral_accuracy, or collateral_target.
+        name: collateral, or collateral_target.
     """
 
     documents: Dataset
     rows: Array
     labels: Array
     queries: tuple[str, ...]
-    name: str = "collateral_accuracy"
+    name: str = "collateral"
     unit: str = field(default="share", init=False)
 
     def __call__(self, model: nn.Module, params: Params) -> Tensor:
