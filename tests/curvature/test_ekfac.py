@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 from itertools import pairwise
 
@@ -15,7 +16,6 @@ from infuser.checkpoints import Run
 from infuser.curvature import factors, find_layers, fit_dense, fit_ekfac, fit_kfac
 from infuser.curvature.factors import Pass
 from infuser.errors import InfuserError
-from infuser.executors import Pool
 from infuser.types import Damping
 from tests import oracles
 from tests.curvature.small import MODELS, Bag, case, dataset, regression, run_of, texts
@@ -254,12 +254,29 @@ def test_more_padding_changes_nothing():
     torch.testing.assert_close(results[2], results[3], rtol=1e-8, atol=1e-9)
 
 
-def test_shards_in_other_processes_give_the_same():
+class Ships:
+    """Checks that everything can travel to another process, and counts the jobs."""
+
+    def __init__(self):
+        self.jobs = 0
+
+    def map(self, fn, jobs):
+        assert pickle.dumps(fn)
+        for job in jobs:
+            self.jobs += 1
+            result = fn(job)
+            assert pickle.dumps(result)
+            yield result
+
+
+def test_shards_go_through_the_executor():
     data = dataset((5,), n=9)
     data = type(data)(data.inputs.astype(np.float32), data.targets, "classification", 3)
     model = models.mlp((5,), 3, hidden=(4,))
     run = Run.from_weights(partial(models.mlp, hidden=(4,)), model.state_dict(), data)
-    near, far = fit_ekfac(run, data, shards=2), fit_ekfac(run, data, shards=2, executor=Pool(workers=2))
+    ships = Ships()
+    near, far = fit_ekfac(run, data, shards=4), fit_ekfac(run, data, shards=4, executor=ships)
+    assert ships.jobs == 8  # two passes
     for mine, other in zip(near.blocks, far.blocks, strict=True):
         assert torch.equal(mine.eigenvalues, other.eigenvalues)
 

@@ -82,6 +82,27 @@ class Logits(nn.Module):
         return self.inner(input_ids=tokens, use_cache=False).logits
 
 
+def test_adapters_alone_are_covered_where_they_alone_are_trained(transformers):
+    peft = pytest.importorskip("peft", reason="peft is not installed (extra hf)")
+
+    def adapted():
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        return Logits(peft.get_peft_model(language_model(transformers, "llama"), config))
+
+    data = texts()
+    run = run_of(adapted, data)
+    model = run.model()
+    found = find_layers(model)
+    assert len(found) == 4
+    assert all("lora" in layer.names[0] for layer in found)
+    seen = collect(model, trainable(model), task_of(data), data.batch(range(5)), found)
+    true = oracles.gradients(model, data)
+    for layer in found:
+        for name, value in layer.gradients(*seen[layer]).items():
+            torch.testing.assert_close(value, true[name], rtol=1e-8, atol=1e-11)
+    assert max(grad.norm() for grad in true.values()) > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_language_models_of_transformers_are_covered_whole(transformers, kind):
     data = texts()

@@ -84,7 +84,7 @@ def prepare(run: Run, data: Dataset, how: Pass, documents: int | None) -> tuple[
         chosen = np.sort(np.random.default_rng(how.seed).choice(len(data), documents, replace=False))
     model = run.model()
     layers = find_layers(model)
-    verify(model, trainable(model), task_of(data), data.batch(chosen[:3], run.device), layers)
+    verify(model, trainable(model), task_of(data), data.batch(chosen[:2], run.device), layers)
     return how, chosen, layers
 
 
