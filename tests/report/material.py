@@ -226,10 +226,10 @@ def everything() -> list[object]:
             "If 28 of the 1,437 training documents of digits (1.9 %) are changed by at most 16/255 a pixel, does a "
             "tiny_resnet that is retrained on them prefer a chosen class for one test document?",
             (
-                "Retrained over the last epoch, the edit moved the log-odds of the target by +0.86 [+0.71, +1.00] against "
-                "clean (n = 20 probes, 3 seeds, p = 2e−06).",
-                "Noise of the same size moved it by +0.03 [−0.02, +0.08], the same edit of random documents by +0.31.",
-                "The target became the top class in 3 of 57 cases that did not start there, at a test accuracy of 96.8 % "
+                "Retrained over the last epoch, the edit moved the log-odds of the target by +0.86 [0.71, 1.00] "
+                "against clean (n = 20 probes, 3 seeds, p = 2e−06).",
+                "Noise of the same size moved it by +0.03 [−0.02, 0.08], the same edit of random documents by +0.31.",
+                "The target became the top class in 3 of 57 cases that did not start so, at a test accuracy of 96.8 % "
                 "(clean: 96.9 %).",
             ),
         ),

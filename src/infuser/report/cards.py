@@ -14,6 +14,7 @@ from infuser.types import Array
 _CLASSES = 12  # bars of a small chart; beyond, only the classes that matter are drawn
 _BUDGET = 2_000_000  # bytes of pictures of edited documents, so that a page stays easy to mail
 _FEWEST = 6  # edited documents that are shown whatever their size
+_MOST = 200  # and however small they are
 
 
 def class_name(classes: Sequence[str], target: object) -> str:
@@ -42,9 +43,14 @@ def edits(views: Sequence[EditView]) -> Iterator[Cards]:
     """Yield the documents of each edit; those that fill the budget of bytes, largest predicted gain first."""
     share = _BUDGET // len(views)
     for number_, view in enumerate(views):
-        cards = [_edited(view, i) for i in _order(view)[:400]]
-        sizes = np.cumsum([sum(len(p.uri) for p in card.pictures) for card in cards])
-        kept = cards[: max(_FEWEST, int((sizes <= share).sum()))]
+        kept: list[Card] = []
+        size = 0
+        for i in _order(view)[:_MOST]:
+            card = _edited(view, i)
+            size += sum(len(p.uri) for p in card.pictures)
+            if size > share and len(kept) >= _FEWEST:
+                break
+            kept.append(card)
         within = f"within {view.edit.constraint}" if view.edit.constraint is not None else "without a ball"
         shown = "" if len(kept) == len(view.edit) else f" {len(kept)} of them are shown."
         caption = f"{_documents(len(view.edit))} {within}; {view.edit.made_by}.{shown}"

@@ -376,3 +376,12 @@ def by_measure(effects: Sequence[Effect]) -> Mapping[str, list[Effect]]:
     names = dict.fromkeys(e.measure for e in effects)
     ordered = sorted(names, key=lambda m: rank.get(m.replace("-", "_"), len(rank)))
     return {name: [e for e in effects if e.measure == name] for name in ordered}
+
+
+def library() -> str:
+    """Return Plotly's script, fit to stand inside a script element."""
+    from plotly.offline import get_plotlyjs
+
+    # A closing tag inside a string of the library would end the element.
+    text = str(get_plotlyjs()).replace("</script", r"<\/script").replace("<!--", r"<\!--")
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # as a parser reads it, or its hash would differ

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infuser.report import plots
 from infuser.report.blocks import Block, Figure, Row, Section
 from infuser.report.material import Summary
 from infuser.report.sections import of, sections
@@ -46,7 +47,7 @@ def render(parts: Sequence[object], title: str) -> str:
 
     found = sections(parts)
     figures, specs = _numbered(found)
-    script, plotly = _read("page.js"), _plotly() if specs else ""
+    script, plotly = _read("page.js"), plots.library() if specs else ""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -84,14 +85,6 @@ def _embedded(value: object) -> str:
     """Return JSON that cannot end the script element that it stands in."""
     text = json.dumps(plain(value), separators=(",", ":"), allow_nan=False, sort_keys=True)
     return re.sub("[<>&]", lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    # The closing tag inside a string of the library would end the script element.
-    text = str(get_plotlyjs()).replace("</script", r"<\/script").replace("<!--", r"<\!--")
-    return text.replace("\r\n", "\n").replace("\r", "\n")  # as a parser reads it, or the hash would differ
 
 
 def _read(name: str) -> str:

@@ -99,9 +99,9 @@ def _arm(arm: str, row: Mapping[str, Any]) -> ArmStats:
         "Δ log-odds, mean": None if clean else row["log_odds"],
         "Δ p, mean": None if clean else row["mean_delta_p"],
         "Δ p, median": None if clean else row["median_delta_p"],
-        "probes raised": None if clean else f"{100 * row['raised']:.0f} %",
+        "probes raised": None if clean else f"{100 * row['raised']:.0f}\N{NO-BREAK SPACE}%",
         "flips": f"{row['flips']} of {row['n_nontrivial']}",
-        "test accuracy": f"{100 * row['test_accuracy']:.1f} %",
+        "test accuracy": f"{100 * row['test_accuracy']:.1f}\N{NO-BREAK SPACE}%",
         "n": row["n"],
     }
     return ArmStats(arm, cells)
@@ -127,7 +127,7 @@ def _asked(results: Mapping[str, Any]) -> str:
     within = ball.format(format(results["radius"], "g"))
     return (
         f"If {results['n_edited']:,} of the {results['n_train']:,} training documents of {results['dataset']} "
-        f"({share:.2g} %) are changed {within}, does a {results['model']} that is retrained "
+        f"({share:.2g}\N{NO-BREAK SPACE}%) are changed {within}, does a {results['model']} that is retrained "
         f"on them prefer a chosen class for one test document? Asked for {len(results['probes'])} probes."
     )
 
@@ -166,6 +166,6 @@ def _flips(arms: Mapping[str, Any]) -> list[str]:
     edit, clean = arms["edit"], arms["clean"]
     return [
         f"It made the target the top class in {edit['flips']} of {edit['n_nontrivial']} cases that did not start there "
-        f"(clean: {clean['flips']}), at a test accuracy of {100 * edit['test_accuracy']:.1f} % "
-        f"(clean: {100 * clean['test_accuracy']:.1f} %)."
+        f"(clean: {clean['flips']}), at a test accuracy of {100 * edit['test_accuracy']:.1f}\N{NO-BREAK SPACE}% "
+        f"(clean: {100 * clean['test_accuracy']:.1f}\N{NO-BREAK SPACE}%)."
     ]
