@@ -92,7 +92,6 @@ def test_nothing_happens_at_import():
 import os, random, sys, threading, warnings
 import numpy, torch
 import scipy.sparse, scipy.special, sklearn  # these change the filters of warnings
-import scipy.sparse, scipy.stats  # they set warning filters of their own
 warnings.simplefilter("error")
 before = {
     "environment": dict(os.environ),
