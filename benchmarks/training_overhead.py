@@ -1,10 +1,10 @@
 """How much slower is infuser.train than a hand-written loop? The aim is at most 5 %.
 
-    python benchmarks/training_overhead.py [--repeats 15] [--epochs 2]
+    python benchmarks/training_overhead.py --repeats 25 --epochs 3
 
-Both loops train the same model on the same documents, stored as uint8, in batches of 16, on one thread, and end with the
-same kind of checkpoint in memory. Repetitions are interleaved, so that whatever else the machine does hits both alike;
-the ratio is that of the fastest repetitions, beside the median of the paired ratios.
+Both loops train the same model on the same documents, stored as uint8, in batches of 16, on one thread, and keep the
+weights of every epoch in memory. Repetitions are interleaved, so that whatever else the machine does hits both alike;
+the ratio is that of the fastest repetitions, beside the median of the paired ratios. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ def test_damaged_files_are_named(run, tmp_path, name, damage):
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt"])
 @pytest.mark.parametrize("raw", [b"", b"junk" * 10, b"\x80\x04cos\nsystem\n.", (1 << 60).to_bytes(8, "little") + b"{}"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_files_whose_hash_was_forged_are_refused_too(run, tmp_path, name, raw):
     folder = save_checkpoint(run.checkpoints[1], tmp_path)
     (folder / name).write_bytes(raw)
