@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import infuser.models
 from infuser.config import dump, merge, override, parse, read_yaml, resolve
 from infuser.errors import InfuserError
-from infuser.studies.experiment import Experiment, Victim
 from infuser.studies.presets import PRESETS, commented, experiment
+from infuser.studies.study import Experiment, Victim
 from infuser.types import Recipe
 
 
@@ -127,7 +127,7 @@ def test_names_resolve_to_the_public_builders_alone() -> None:
     assert resolve("mlp", infuser.models) is infuser.models.mlp
     with pytest.raises(InfuserError, match=r"did you mean tiny_resnet\?"):
         resolve("tinyresnet", infuser.models)
-    with pytest.raises(InfuserError, match="not in infuser.models"):
+    with pytest.raises(InfuserError, match=r"not in infuser\.models"):
         resolve("__builtins__", infuser.models)
 
 

@@ -15,7 +15,7 @@ from infuser.evaluation.retrain import retrain
 from infuser.evaluation.stats import compare
 from infuser.perturbation.export import undo_images, write_images
 from infuser.perturbation.manifest import load_edit, save_edit
-from infuser.studies.experiment import Experiment, Start, Study, prepare
+from infuser.studies.study import Experiment, Start, Study, prepare
 from infuser.types import Arm, Scores
 
 

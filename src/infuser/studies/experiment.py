@@ -10,33 +10,19 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-import infuser.models
-from infuser.attribution.attribute import attribute
-from infuser.attribution.influence import Influence
-from infuser.checkpoints import Run
-from infuser.config import dump, resolve
-from infuser.curvature.ekfac import fit_ekfac
-from infuser.curvature.identity import identity
-from infuser.curvature.kfac import fit_kfac
+from infuser.config import dump
 from infuser.data import Dataset
-from infuser.data.source import load
-from infuser.errors import InfuserError
 from infuser.evaluation.arms import arms
 from infuser.evaluation.metrics import collateral
 from infuser.evaluation.retrain import retrain
 from infuser.executors import Executor, Local, Pool
-from infuser.measure import Accuracy, Correct, Distribution, LogProb, Margin, Probability, predictions
-from infuser.params import trainable
-from infuser.perturbation.balls import L2, Linf
+from infuser.measure import Accuracy, Correct, Distribution, LogProb, Margin, Probability
 from infuser.perturbation.distances import distance_summary
 from infuser.perturbation.gradient_matching import GradientMatching
 from infuser.perturbation.manifest import load_edit, save_edit
@@ -49,120 +35,8 @@ from infuser.studies.folder import opened
 from infuser.studies.parts import Part, completed, determinants, key_of
 from infuser.studies.reporting import write_report
 from infuser.studies.results import assemble, pooled_trials, write_trials
-from infuser.training import train
-from infuser.types import Arm, Damping, Direction, Edit, Measurement, Recipe, Scores
-
-Start = Literal["last_epoch", "half", "scratch"]
-Control = Literal["noise", "random_docs", "top", "insert_1", "insert_k", "no_curvature", "gradient_matching"]
-
-
-@dataclass(frozen=True)
-class Victim:
-    """Another architecture that is trained on the same edited files, with its own recipe and its own clean control.
-
-    Attributes:
-        model: a name in infuser.models, or module:function.
-        recipe: how it is trained; the seeds vary as for the main model.
-    """
-
-    model: str = "simple_cnn"
-    recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.02, threads=1))
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """All settings of the study.
-
-    Attributes:
-        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME.
-        data_folder: where the files of a named data set lie.
-        limit: train on this many documents, chosen by seed 0; None means all.
-        model: a name in infuser.models, or module:function.
-        recipe: of the clean run.
-        curvature: what the directions are solved with.
-        fit_documents: documents that the curvature is fitted on; None means all.
-        damping: added to the eigenvalues.
-        measure: f, what the edit is to raise.
-        probes: number of test documents, each with a random target that is not its clean prediction.
-        probe_seed: draws probes and targets.
-        k: documents edited a probe.
-        norm: of the ball.
-        radius: of the ball, in 1/255 steps of a pixel.
-        steps: of the ascent.
-        select: strategy that chooses the k documents.
-        controls: arms beside clean and edit.
-        regimes: what is retrained.
-        seeds: of retraining; order for last_epoch and half, initialisation and order for scratch.
-        victims: architectures for transfer.
-        workers: processes that jobs run in, each with recipe.threads threads; 1 stays in this process.
-    """
-
-    data: str = "digits"
-    data_folder: str | None = None
-    limit: int | None = None
-    model: str = "tiny_resnet"
-    recipe: Recipe = field(default_factory=lambda: Recipe(threads=1))
-    curvature: Literal["ekfac", "kfac", "identity"] = "ekfac"
-    fit_documents: int | None = None
-    damping: Damping = field(default_factory=Damping)
-    measure: Literal["log_prob", "log_odds"] = "log_odds"
-    probes: int = 20
-    probe_seed: int = 0
-    k: int = 28
-    norm: Literal["linf", "l2"] = "linf"
-    radius: float = 16
-    steps: int = 30
-    select: Strategy = "post_edit"
-    controls: tuple[Control, ...] = ("noise", "random_docs", "insert_1", "insert_k", "no_curvature")
-    regimes: tuple[Start, ...] = ("last_epoch",)
-    seeds: tuple[int, ...] = (1, 2, 3)
-    victims: tuple[Victim, ...] = ()
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        for name, least in (("probes", 1), ("k", 1), ("steps", 1), ("workers", 1)):
-            if getattr(self, name) < least:
-                raise InfuserError(f"{name} is out of range", got=getattr(self, name), expected=f"at least {least}")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InfuserError("seeds must be distinct, and at least one", got=self.seeds)
-        self.ball  # noqa: B018 - a radius that is out of range fails here, before anything is trained
-
-    @property
-    def ball(self) -> Linf | L2:
-        """The constraint set of an edit."""
-        return Linf(self.radius) if self.norm == "linf" else L2(self.radius)
-
-
-@dataclass(frozen=True)
-class Study:
-    """What all jobs share.
-
-    Attributes:
-        settings: of the study.
-        data: the clean training documents.
-        test: test documents, ids disjoint from those of data.
-        run: trained on `data`.
-        victims: architecture -> its own clean run.
-        probes: f for each probe; probes[q] is one of them.
-        influence: the fitted method.
-        plain: the same without curvature.
-        scores: (Q, N) by influence.
-    """
-
-    settings: Experiment
-    data: Dataset
-    test: Dataset
-    run: Run
-    victims: Mapping[str, Run]
-    probes: LogProb | Margin
-    influence: Influence
-    plain: Influence
-    scores: Scores
-
-    @property
-    def runs(self) -> list[tuple[str, Run]]:
-        """The models to retrain, by the name that their regime carries."""
-        return [("", self.run), *((f"{name}:", run) for name, run in self.victims.items())]
+from infuser.studies.study import Experiment, Study, prepare, timed
+from infuser.types import Arm, Direction, Edit, Measurement, Scores
 
 
 def run_experiment(
@@ -184,7 +58,7 @@ def run_experiment(
         write_json(folder / "environment.json", environment())
         study = prepare(settings, folder, timing, allow_code=allow_code)
         study.scores.to_parquet(folder / "scores.parquet")
-        with _timed(timing, "jobs"):
+        with timed(timing, "jobs"):
             parts = _parts(study, folder, executor or _executor(settings))
         results = {**assemble(study, parts), "environment": environment()}
         write_trials(folder / "trials.parquet", pooled_trials(parts))
@@ -193,45 +67,6 @@ def run_experiment(
         timing |= {name: part.seconds for name, part in parts.items()}
         write_json(folder / "timing.json", timing)
     return results
-
-
-def prepare(settings: Experiment, folder: Path, timing: dict[str, float], *, allow_code: bool = False) -> Study:
-    """Return the shared state: data, the trained run (resumed from `folder`), probes, directions' method and scores."""
-    with _timed(timing, "data"):
-        data, test = load(settings.data, settings.data_folder, limit=settings.limit)
-    builder = resolve(settings.model, infuser.models, allow_code)
-    with _timed(timing, "training"):
-        run = train(builder, data, settings.recipe, folder=folder / "checkpoints" / "main")
-        victims = {}
-        for victim in settings.victims:
-            other = resolve(victim.model, infuser.models, allow_code)
-            where = folder / "checkpoints" / victim.model.replace(":", "-")
-            victims[victim.model] = train(other, data, victim.recipe, folder=where)
-    probes = choose_probes(settings, run, test)
-    with _timed(timing, "curvature"):
-        curvature = _fit(settings, run, data)
-    influence = Influence(curvature, settings.damping)
-    with _timed(timing, "scores"):
-        scores = attribute(influence, run, data, probes)
-    plain = Influence(identity(run), Damping(0.0, "absolute"))
-    return Study(settings, data, test, run, victims, probes, influence, plain, scores)
-
-
-def choose_probes(settings: Experiment, run: Run, test: Dataset) -> LogProb | Margin:
-    """Return random test documents, each with a random target that is neither its prediction nor its label."""
-    if settings.probes > len(test):
-        raise InfuserError("more probes than test documents", got=settings.probes, expected=f"at most {len(test)}")
-    if test.n_outputs < 3:
-        raise InfuserError("a probe needs a class that is neither predicted nor true", got=f"{test.n_outputs} classes")
-    model = run.model()
-    rng = np.random.default_rng([settings.probe_seed, 1])
-    chosen = test[rng.choice(test.ids, settings.probes, replace=False)]
-    predicted = predictions(model, trainable(model), chosen)
-    targets = []
-    for guess, label in zip(predicted, chosen.targets, strict=True):
-        targets.append(rng.choice([c for c in range(test.n_outputs) if c not in (guess, label)]))
-    kind = LogProb if settings.measure == "log_prob" else Margin
-    return kind(chosen, np.array(targets, dtype=np.int64))
 
 
 def probe_job(study: Study, q: int) -> Part:
@@ -279,7 +114,8 @@ def make_edits(study: Study, q: int) -> dict[str, Edit]:
         edits["no_curvature"] = made(gradient, settings.select)
     if "gradient_matching" in settings.controls:
         ids = of_class(data, int(np.asarray(study.probes[q].labels)[0]), settings.k, seed)
-        edits["gradient_matching"] = perturb(GradientMatching(settings.ball), gradient, run, data, ids=ids)
+        matching = GradientMatching(settings.ball, restarts=settings.restarts)
+        edits["gradient_matching"] = perturb(matching, gradient, run, data, ids=ids)
     return edits
 
 
@@ -308,21 +144,5 @@ def _measures(study: Study, probes: LogProb | Margin) -> list[Measurement]:
     return [*own, Correct(documents, labels), Distribution(probes), *whole]
 
 
-def _fit(settings: Experiment, run: Run, data: Dataset) -> Any:
-    if settings.curvature == "identity":
-        return identity(run)
-    fit = fit_ekfac if settings.curvature == "ekfac" else fit_kfac
-    return fit(run, data, documents=settings.fit_documents, seed=settings.recipe.seed)
-
-
 def _executor(settings: Experiment) -> Executor:
     return Local() if settings.workers == 1 else Pool(settings.workers, settings.recipe.threads or 1)
-
-
-@contextmanager
-def _timed(timing: dict[str, float], name: str) -> Iterator[None]:
-    begun = time.monotonic()
-    try:
-        yield
-    finally:
-        timing[name] = round(time.monotonic() - begun, 3)

@@ -10,7 +10,7 @@ from typing import Any
 
 from infuser.config import dump, merge, override, parse, read_yaml
 from infuser.errors import InfuserError
-from infuser.studies.experiment import Experiment
+from infuser.studies.study import Experiment
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},

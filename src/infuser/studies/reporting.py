@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,8 @@ from infuser.perturbation.perturb import take
 from infuser.report import EditView, Metric, PredictedMeasured, ProbeView, from_results, report
 from infuser.studies.parts import Part
 from infuser.studies.results import pooled_trials
+from infuser.studies.study import Study
 from infuser.types import Array, Estimate, Trials
-
-if TYPE_CHECKING:
-    from infuser.studies.experiment import Study
 
 SHOWN = 12  # edited documents shown per probe, those with the largest predicted gain; all are in edits/
 

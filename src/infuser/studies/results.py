@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +25,8 @@ from infuser.evaluation.stats import PRIMARY, compare
 from infuser.evaluation.truth import agreement
 from infuser.storage import atomic_path
 from infuser.studies.parts import Part
+from infuser.studies.study import Study
 from infuser.types import Effect, Trials
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from infuser.studies.experiment import Study
 
 SCHEMA = 1
 
