@@ -5,5 +5,15 @@ from infuser.attribution.influence import Influence, self_influence
 from infuser.attribution.similarity import GradientSimilarity
 from infuser.attribution.tracin import TracIn
 from infuser.attribution.trak import TRAK
+from infuser.attribution.unrolled import Unrolled
 
-__all__ = ["TRAK", "Attributor", "GradientSimilarity", "Influence", "TracIn", "attribute", "self_influence"]
+__all__ = [
+    "TRAK",
+    "Attributor",
+    "GradientSimilarity",
+    "Influence",
+    "TracIn",
+    "Unrolled",
+    "attribute",
+    "self_influence",
+]
