@@ -36,6 +36,7 @@ class TokenEffect:
         params: theta.
         v: the direction by parameter name, without a query dimension.
         n: N, documents in the training set.
+        vocabulary: V.
         step: h |v|, in units of the parameters.
     """
 
@@ -43,6 +44,7 @@ class TokenEffect:
     params: Params
     v: Params
     n: int
+    vocabulary: int
     step: float = 0.05
 
     @classmethod
@@ -66,7 +68,7 @@ class TokenEffect:
                 causes=["v is dominated by a rough direction", "the damping is too low"],
                 remedy="raise the damping",
             )
-        return cls(model, params, {name: value[0] for name, value in v.items()}, len(data), step)
+        return cls(model, params, {name: value[0] for name, value in v.items()}, len(data), data.n_outputs, step)
 
     @cached_property
     def _ends(self) -> tuple[Params, Params, float]:
@@ -144,5 +146,5 @@ class TokenEffect:
 
 def relaxed_loss(model: nn.Module, params: Params, x: Tensor, weight: Tensor) -> Tensor:
     """Return -sum_t weight_t <x_t, log p(. | x_<t)> of rows on the simplex (B, T, V), shape (B,) in nats."""
-    log_p = functional_call(model, params, (x,))[:, :-1].log_softmax(-1)
+    log_p: Tensor = functional_call(model, params, (x,))[:, :-1].log_softmax(-1)
     return -((x[:, 1:] * log_p).sum(-1) * weight[:, 1:]).sum(1)
