@@ -1,0 +1,280 @@
+"""Reports in a browser: what a reader does with them. Skipped where Chromium is missing; CI has it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import infuser.report as rep
+from tests.report import material
+
+CHROMIUM = os.environ.get("INFUSER_CHROMIUM") or shutil.which("chromium") or ""
+AXE = os.environ.get("INFUSER_AXE", "")
+SWITCHES = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is missing: install it, or set INFUSER_CHROMIUM")
+
+
+class Visit:
+    """An open report with everything that it did behind the reader's back."""
+
+    def __init__(self, page: Any, path: Path) -> None:
+        self.page, self.path = page, path
+        self.requests: list[str] = []
+        self.messages: list[str] = []
+        page.on("request", lambda r: self.requests.append(r.url))
+        page.on("console", lambda m: self.messages.append(f"{m.type}: {m.text}"))
+        page.on("pageerror", lambda e: self.messages.append(f"error: {e}"))
+        page.goto(path.as_uri())
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
+
+    def outside(self) -> list[str]:
+        return [url for url in self.requests if url != self.path.as_uri() and not url.startswith("data:")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(SWITCHES))
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return rep.report(
+        tmp_path_factory.mktemp("full") / "report.html", *material.everything(), title="Infusion on digits"
+    )
+
+
+@pytest.fixture
+def visit(browser: Any, full: Path) -> Iterator[Visit]:
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    yield Visit(page, full)
+    page.close()
+
+
+def unfold(page: Any) -> None:
+    folded = page.locator("details:not([open]) > summary")
+    while folded.count():
+        folded.first.click()
+
+
+def column(table: Any, index: int) -> list[str]:
+    return [text.strip() for text in table.locator(f"tbody tr:not([hidden]) td:nth-child({index})").all_inner_texts()]
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-"))
+
+
+def test_opens_quietly_and_asks_for_nothing(visit: Visit) -> None:
+    unfold(visit.page)
+    visit.page.wait_for_timeout(200)
+    assert visit.messages == []
+    assert visit.outside() == []
+    plots = visit.page.locator(".plot")
+    assert plots.count() >= 12
+    assert plots.count() == visit.page.locator(".plot.js-plotly-plot").count()
+
+
+def test_policy_refuses_requests_and_foreign_scripts(visit: Visit) -> None:
+    page = visit.page
+    assert page.evaluate("fetch('https://example.org/').then(() => 'sent', () => 'refused')") == "refused"
+    page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.hit = 1";
+        document.body.append(script);
+        const image = new Image();
+        image.src = "https://example.org/pixel.png";
+        document.body.append(image);
+    }""")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hit") is None
+    assert any("Content Security Policy" in message for message in visit.messages)
+
+
+def test_a_click_on_a_heading_sorts_and_another_turns_it_round(visit: Visit) -> None:
+    table = visit.page.locator("#detection .table.tool", has_text="most suspicious").last
+    head = table.locator("thead th").nth(4)
+    assert head.inner_text().startswith("f-INE")
+    before = [number(x) for x in column(table, 5)]
+    head.locator("button").click()
+    down = [number(x) for x in column(table, 5)]
+    assert head.get_attribute("aria-sort") == "descending"
+    assert down == sorted(before, reverse=True)
+    assert down != before
+    head.locator("button").focus()
+    visit.page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert [number(x) for x in column(table, 5)] == sorted(before)
+    table.locator("thead th").nth(3).locator("button").click()
+    assert head.get_attribute("aria-sort") is None
+    truth = column(table, 4)
+    assert truth == sorted(truth)
+    assert set(truth) == {"clean", "edited"}
+
+
+def test_ids_are_sorted_as_numbers(visit: Visit) -> None:
+    table = visit.page.locator("#detection .table.tool").last
+    table.locator("thead th").nth(1).locator("button").click()
+    ids = [int(x) for x in column(table, 2)]
+    assert ids == sorted(ids)
+    assert [str(i) for i in ids] != sorted(str(i) for i in ids)
+
+
+def test_typing_filters_rows_and_says_how_many(visit: Visit) -> None:
+    table = visit.page.locator("#detection .table.tool").last
+    total = len(column(table, 1))
+    table.locator("input").fill("Edited")
+    shown = column(table, 4)
+    assert 0 < len(shown) < total
+    assert set(shown) == {"edited"}
+    assert table.locator("output").inner_text() == f"{len(shown)} of {total} rows"
+    table.locator("input").fill("no such row")
+    assert column(table, 1) == []
+    table.locator("input").fill("")
+    assert len(column(table, 1)) == total
+
+
+def test_cards_are_sorted_filtered_and_unfolded(visit: Visit) -> None:
+    block = visit.page.locator("#edits .cards").first
+    cards = block.locator(".card:visible")
+    assert cards.count() == 12
+    block.locator("select").select_option("L2, 1/255")
+    shown = [float(x) for x in block.locator(".card:visible [data-key='L2, 1/255'] dd").all_inner_texts()]
+    assert shown == sorted(shown, reverse=True)
+    everything = [float(x) for x in block.locator("[data-key='L2, 1/255'] dd").all_text_contents()]
+    assert shown == sorted(everything, reverse=True)[:12]
+    block.locator("button.more").click()
+    assert cards.count() == 28
+    block.locator("input").fill("label 3")
+    assert 0 < cards.count() < 28
+    assert all("label 3" in text for text in cards.locator("h4").all_inner_texts())
+
+
+def test_pointing_at_a_probe_names_it(visit: Visit) -> None:
+    point = visit.page.locator("#effect .plot").nth(1).locator(".scatterlayer .trace").first.locator("path.point").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    visit.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    hover = visit.page.locator(".hoverlayer .hovertext")
+    hover.first.wait_for()
+    assert "edit, " in hover.first.text_content()
+
+
+def test_pointing_at_a_substitution_shows_its_gain(visit: Visit) -> None:
+    swap = visit.page.locator("#tokens .swap", has_text="cat")
+    swap.hover()
+    assert swap.evaluate("node => getComputedStyle(node, '::after').content") == '"gain +0.113"'
+    visit.page.mouse.move(0, 0)
+    assert swap.evaluate("node => getComputedStyle(node, '::after').content") == "none"
+    swap.focus()
+    assert swap.evaluate("node => getComputedStyle(node, '::after').content") == '"gain +0.113"'
+
+
+def test_a_document_that_is_a_script_tag_is_text(visit: Visit) -> None:
+    assert visit.page.locator("#tokens del", has_text=material.HOSTILE).is_visible()
+    assert visit.page.evaluate("window.hit") is None
+    assert visit.page.locator("#tokens ins", has_text="<img src=x onerror=window.hit=1>").is_visible()
+
+
+def test_the_reader_chooses_dark_and_figures_follow(visit: Visit) -> None:
+    page = visit.page
+
+    def colours() -> tuple[str, str]:
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return paper, page.locator("#effect .plot text.ytitle, #effect .plot text.xtitle").first.evaluate(
+            "n => getComputedStyle(n).fill"
+        )
+
+    light = colours()
+    button = page.locator("#theme")
+    assert button.get_attribute("aria-pressed") == "false"
+    button.click()
+    assert button.get_attribute("aria-pressed") == "true"
+    dark = colours()
+    assert light[0] == "rgb(255, 255, 255)"
+    assert dark[0] == "rgb(20, 22, 26)"
+    assert light[1] != dark[1]
+    button.click()
+    assert colours() == light
+    page.emulate_media(color_scheme="dark")
+    assert colours() == light  # the choice stands against the system
+
+
+def test_the_system_chooses_dark_until_a_reader_does(visit: Visit) -> None:
+    page = visit.page
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 26)"
+    assert page.locator("#theme").get_attribute("aria-pressed") == "true"
+
+
+def test_a_phone_scrolls_downwards_only(browser: Any, full: Path) -> None:
+    page = browser.new_page(
+        viewport={"width": 390, "height": 844}, device_scale_factor=2, is_mobile=True, has_touch=True
+    )
+    visit = Visit(page, full)
+    unfold(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    wide = page.evaluate("""() => [...document.querySelectorAll("section > *, .plot, .card, .controls")]
+        .filter(n => n.getBoundingClientRect().right > 391).map(n => n.className || n.tagName)""")
+    assert wide == []
+    assert (
+        float(page.evaluate("getComputedStyle(document.querySelector('.summary p')).fontSize").removesuffix("px")) >= 16
+    )
+    assert visit.messages == []
+    page.close()
+
+
+def test_everything_is_reached_by_keyboard(visit: Visit) -> None:
+    page = visit.page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+    reached = set()
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate("document.activeElement.tagName + ' ' + (document.activeElement.closest('section') || {}).id")
+        )
+        if "PRE provenance" in reached:
+            break
+    for wanted in (
+        "SUMMARY edits",
+        "SELECT edits",
+        "INPUT detection",
+        "BUTTON detection",
+        "SPAN tokens",
+        "PRE provenance",
+    ):
+        assert wanted in reached
+
+
+@pytest.mark.skipif(not AXE, reason="axe-core is missing: set INFUSER_AXE to its axe.min.js")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_no_violation(browser: Any, full: Path, scheme: str, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    Visit(page, full)
+    unfold(page)
+    assert violations(page) == []
+    page.evaluate("document.querySelector('input').parentElement.outerHTML = '<input>'")
+    assert any(found.startswith("label:") for found in violations(page))  # it would see one
+    page.close()
+
+
+def violations(page: Any) -> list[str]:
+    page.evaluate(Path(AXE).read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
+    return [f"{v['id']}: {v['help']}: {node['html'][:160]}" for v in found for node in v["nodes"][:3]]
