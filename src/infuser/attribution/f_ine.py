@@ -98,7 +98,7 @@ class FInfluence:
                 remedy="record the measurement alone; group_scores and group_test give any group's mu from it",
             )
         checked = {name: checked_group(data, ids, f"group {name}") for name, ids in (groups or {}).items()}
-        key = self._key(measurement, groups is not None, "")
+        key = self._key(measurement, groups is not None)
         return Recorder(self, key, data, measurement, checked)
 
     def score(self, run: Run, data: Dataset, probes: Measurement | None = None) -> Scores:
@@ -137,7 +137,7 @@ class FInfluence:
             self._require_snr()
             trace = self.trace(run, data, probes)
             return {name: trace.group_snr(data, ids) for name, ids in groups.items()}
-        trace = self._find(run, data, self._key(None, True, ""), "groups=groups")
+        trace = self._find(run, data, self._key(None, groups=True), "groups=groups")
         mu = self._mu(trace)
         missing = [name for name in groups if name not in trace.rows]
         if missing:
@@ -186,7 +186,7 @@ class FInfluence:
             InfuserError: the run has no such trace, or its data are not `data`.
         """
         how = "data, measurement=probes" if probes is not None else "data"
-        return self._find(run, data, self._key(probes, False, ""), how)
+        return self._find(run, data, self._key(probes), how)
 
     def __str__(self) -> str:
         return self.mode if self.mode == "snr" else f"paper, {self.estimator}"
@@ -200,15 +200,15 @@ class FInfluence:
                 "a group's mu on a measurement needs mode snr", got=self.mode, remedy="record FInfluence(mode='snr')"
             )
 
-    def _key(self, measurement: Measurement | None, groups: bool, suffix: str) -> str:
-        base = f"f-INE {self}"
+    def _key(self, measurement: Measurement | None, groups: bool = False) -> str:
+        # All settings are in the key: traces of several methods can stand in one run.
         if groups:
-            return f"{base}, groups{suffix}"
+            return f"{self!r}, groups"
         if measurement is None:
-            return f"{base}, self{suffix}"
+            return f"{self!r}, self"
         # Two measurements of one kind differ in their queries.
         named = f"{measurement.name}|{'|'.join(getattr(measurement, 'queries', ()))}"
-        return f"{base}, {measurement.name} {hashlib.sha256(named.encode()).hexdigest()[:8]}{suffix}"
+        return f"{self!r}, {measurement.name} {hashlib.sha256(named.encode()).hexdigest()[:8]}"
 
     def _find(self, run: Run, data: Dataset, key: str, how: str) -> FTrace:
         trace = run.traces.get(key)

@@ -23,7 +23,8 @@ from infuser.tasks import Task, task_of
 from infuser.training import epoch_order, scheduled, train
 from infuser.types import Array, Builder, Params, Recipe
 
-_MODELS = 8  # at once: more fall out of the processor's cache (MLPs of some 50,000 weights), fewer leave overhead
+_NUMBERS = 2**19  # weights trained at once: more fall out of a processor's cache, fewer leave overhead
+_MOST = 64
 
 
 def train_together(
@@ -33,7 +34,7 @@ def train_together(
     weights: Array,
     *,
     init_seed: int | None = None,
-    models: int = _MODELS,
+    models: int | None = None,
 ) -> Params:
     """Return the final parameters of M models that differ in their documents' weights alone, tensors (M, *shape).
 
@@ -43,7 +44,7 @@ def train_together(
         recipe: shared by all, its seed too: all see the same batches in the same order.
         weights: (M, N) of the documents' losses; 0 leaves a document out and keeps its place in the batch.
         init_seed: of the initialisation, where it is not recipe.seed.
-        models: how many at once.
+        models: how many at once; by default as many as fit a cache.
 
     Raises:
         InfuserError: a model's loss is not finite, or `weights` does not fit.
@@ -55,6 +56,8 @@ def train_together(
     if not can_be_stacked(model, recipe):
         parts = [_alone(model, builder, data, recipe, row) for row in weights]
     else:
+        size = sum(value.numel() for value in trainable(model).values())
+        models = models or max(1, min(_MOST, _NUMBERS // size))
         parts = [_stacked(model, data, recipe, weights[i : i + models]) for i in range(0, len(weights), models)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
