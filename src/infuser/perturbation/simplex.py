@@ -23,15 +23,16 @@ _DOUBLINGS = 40  # of the scale that sharpens; beyond it a row is tied and takes
 
 
 def project_simplex(x: Tensor) -> Tensor:
-    """Return the nearest point of the probability simplex to each row of (..., V), by one batched sort of those that can remain.
+    """Return the nearest point of the probability simplex to each row of (..., V), by one batched sort.
 
     >>> project_simplex(torch.tensor([[0.5, 0.5], [2.0, 0.0]])).tolist()
     [[0.5, 0.5], [1.0, 0.0]]
 
     Source: Held, Wolfe and Crowder (1974); Duchi et al. (2008), algorithm 1.
     """
-    # The threshold is at least max - 1, as the largest entry must not exceed 1: only what lies above can remain.
-    most = int((x > x.amax(-1, keepdim=True) - 1).sum(-1).max())
+    # The threshold is at least max - 1, as the largest entry must not exceed 1: only what lies above needs sorting.
+    x = x - x.amax(-1, keepdim=True)  # the projection is the same, and large entries keep their digits
+    most = int((x >= -1).sum(-1).max())
     ordered = x.topk(most, dim=-1).values
     excess = ordered.cumsum(-1) - 1
     count = torch.arange(1, most + 1, device=x.device, dtype=x.dtype)
