@@ -28,7 +28,7 @@ from infuser.perturbation.gradient_matching import GradientMatching
 from infuser.perturbation.manifest import load_edit, save_edit
 from infuser.perturbation.perturb import perturb
 from infuser.perturbation.pgd import PGD
-from infuser.perturbation.select import Strategy, of_class
+from infuser.perturbation.select import PostEdit, Strategy, of_class
 from infuser.storage import write_json
 from infuser.studies.environment import environment
 from infuser.studies.folder import opened
@@ -101,7 +101,8 @@ def make_edits(study: Study, q: int) -> dict[str, Edit]:
     direction = study.influence.direction(run, study.probes[q])
     own, seed = study.scores[q], settings.probe_seed + q
 
-    def made(towards: Direction, select: Strategy, scores: Scores | None = None) -> Edit:
+    def made(towards: Direction, strategy: Strategy, scores: Scores | None = None) -> Edit:
+        select = PostEdit(settings.pool) if strategy == "post_edit" else strategy
         return perturb(method, towards, run, data, settings.k, select=select, scores=scores, seed=seed)
 
     edits = {"edit": made(direction, settings.select, own)}

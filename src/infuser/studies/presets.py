@@ -13,7 +13,11 @@ from infuser.errors import InfuserError
 from infuser.studies.study import Experiment
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {},
+    "digits": {  # small enough for a complete study in a coffee break, on two cores
+        "model_options": {"width": 16},
+        "recipe": {"batch_size": 32, "lr": 0.02},
+        "steps": 20,
+    },
     "mnist": {
         "data": "mnist",
         "limit": 10_000,  # an epoch stays in seconds

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +29,7 @@ from infuser.params import trainable
 from infuser.perturbation.balls import L2, Linf
 from infuser.perturbation.select import Strategy
 from infuser.training import train
-from infuser.types import Damping, Recipe, Scores
+from infuser.types import Builder, Damping, Recipe, Scores
 
 Start = Literal["last_epoch", "half", "scratch"]
 Control = Literal["noise", "random_docs", "top", "insert_1", "insert_k", "no_curvature", "gradient_matching"]
@@ -39,10 +41,12 @@ class Victim:
 
     Attributes:
         model: a name in infuser.models, or module:function.
+        options: keyword arguments of the model's function.
         recipe: how it is trained; the seeds vary as for the main model.
     """
 
     model: str = "simple_cnn"
+    options: dict[str, Any] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.02, threads=1))
 
 
@@ -55,6 +59,7 @@ class Experiment:
         data_folder: where the files of a named data set lie.
         limit: train on this many documents, chosen by seed 0; None means all.
         model: a name in infuser.models, or module:function.
+        model_options: keyword arguments of the model's function, such as width: 16.
         recipe: of the clean run.
         curvature: what the directions are solved with.
         fit_documents: documents that the curvature is fitted on; None means all.
@@ -67,6 +72,7 @@ class Experiment:
         radius: of the ball, in 1/255 steps of a pixel.
         steps: of the ascent.
         select: strategy that chooses the k documents.
+        pool: documents that post_edit edits for each that it keeps.
         controls: arms beside clean and edit.
         restarts: of gradient_matching, 250 steps each.
         regimes: what is retrained.
@@ -79,6 +85,7 @@ class Experiment:
     data_folder: str | None = None
     limit: int | None = None
     model: str = "tiny_resnet"
+    model_options: dict[str, Any] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=lambda: Recipe(threads=1))
     curvature: Literal["ekfac", "kfac", "identity"] = "ekfac"
     fit_documents: int | None = None
@@ -91,6 +98,7 @@ class Experiment:
     radius: float = 16
     steps: int = 30
     select: Strategy = "post_edit"
+    pool: float = 3.0
     controls: tuple[Control, ...] = ("noise", "random_docs", "insert_1", "insert_k", "no_curvature")
     restarts: int = 1
     regimes: tuple[Start, ...] = ("last_epoch",)
@@ -148,12 +156,12 @@ def prepare(settings: Experiment, folder: Path, timing: dict[str, float], *, all
     """Return the shared state: data, the trained run (resumed from `folder`), probes, directions' method and scores."""
     with timed(timing, "data"):
         data, test = load(settings.data, settings.data_folder, limit=settings.limit)
-    builder = resolve(settings.model, infuser.models, allow_code)
+    builder = _builder(settings.model, settings.model_options, allow_code)
     with timed(timing, "training"):
         run = train(builder, data, settings.recipe, folder=folder / "checkpoints" / "main")
         victims = {}
         for victim in settings.victims:
-            other = resolve(victim.model, infuser.models, allow_code)
+            other = _builder(victim.model, victim.options, allow_code)
             where = folder / "checkpoints" / victim.model.replace(":", "-")
             victims[victim.model] = train(other, data, victim.recipe, folder=where)
     probes = choose_probes(settings, run, test)
@@ -181,6 +189,14 @@ def choose_probes(settings: Experiment, run: Run, test: Dataset) -> LogProb | Ma
         targets.append(rng.choice([c for c in range(test.n_outputs) if c not in (guess, label)]))
     kind = LogProb if settings.measure == "log_prob" else Margin
     return kind(chosen, np.array(targets, dtype=np.int64))
+
+
+def _builder(name: str, options: Mapping[str, Any], allow_code: bool) -> Builder:
+    function = resolve(name, infuser.models, allow_code)
+    unknown = sorted(set(options) - set(inspect.signature(function).parameters))
+    if unknown:
+        raise InfuserError(f"{name} has no option {unknown[0]}", expected=str(inspect.signature(function)))
+    return partial(function, **options) if options else function
 
 
 def _fit(settings: Experiment, run: Run, data: Dataset) -> Any:
