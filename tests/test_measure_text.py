@@ -6,7 +6,16 @@ from infuser import measure
 from infuser.data.dataset import Dataset
 from infuser.data.text import text_dataset
 from infuser.errors import InfuserError
-from infuser.measure_text import Continuation, Mean, TokenLoss, continuations, document_losses, word_contrast
+from infuser.measure_text import (
+    Continuation,
+    Mean,
+    TokenLoss,
+    Wins,
+    coherence,
+    continuations,
+    document_losses,
+    word_contrast,
+)
 from infuser.params import trainable
 from infuser.tasks import losses, task_of
 from tests.perturbation import small_text as small
@@ -83,3 +92,23 @@ def test_masked_documents_and_other_data_are_refused() -> None:
     masked = Dataset(data.inputs, np.full_like(data.targets, -100), "causal_lm", data.n_outputs)
     with pytest.raises(InfuserError, match=r"12 documents have no token with a loss.*all labels are masked"):
         Continuation(masked)
+
+
+def test_coherence_is_the_mean_pairwise_cosine() -> None:
+    data = text_dataset(["Tom cat dog cat", "a sun cat", "hen cat."], small.CODEC, 40)
+    made = word_contrast(data, small.CODEC, "milk", "cat")
+    model = small.run().model()
+    rows, _ = measure.gradients(made, model, trainable(model))
+    flat = torch.cat([value.flatten(1) for value in rows.values()], dim=1)
+    cosines = torch.nn.functional.cosine_similarity(flat[:, None], flat[None], dim=-1)
+    wanted = float(cosines[~torch.eye(3, dtype=torch.bool)].mean())
+    assert coherence(made, model, trainable(model)) == pytest.approx(wanted, rel=1e-6)
+    assert abs(wanted) < 0.99
+    with pytest.raises(InfuserError, match="at least two queries"):
+        coherence(made[0], model, trainable(model))
+
+
+def test_wins_count_places_where_the_wanted_word_is_likelier() -> None:
+    data = text_dataset(["Tom cat dog cat", "a sun cat", "hen cat."], small.CODEC, 40)
+    made = word_contrast(data, small.CODEC, "milk", "cat")
+    assert read(Wins(made)).tolist() == (read(made) > 0).double().tolist()

@@ -118,15 +118,44 @@ class TokenLoss:
 
 @final
 @dataclass(frozen=True)
-class Mean:
-    """The mean of a measurement over its queries: one query, so that its gradient takes one backward pass."""
+class Wins:
+    """1 in the places where the wanted word is likelier than the other, else 0: rank flips. It carries no gradient."""
 
-    inner: Measurement
+    contrast: WordContrast
+    name: str = "wins"
+    unit: ClassVar[str] = "share"
+
+    def __call__(self, model: nn.Module, params: Params) -> Tensor:
+        """Return one value per place, shape (Q,)."""
+        values = self.contrast(model, params)
+        return (values > 0).to(values)
+
+    def __len__(self) -> int:
+        return len(self.contrast)
 
     @property
-    def name(self) -> str:
-        """The name of what is averaged."""
-        return self.inner.name
+    def queries(self) -> tuple[str, ...]:
+        """The places."""
+        return self.contrast.queries
+
+
+@final
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a measurement over its queries: one query, so that its gradient takes one backward pass.
+
+    Args:
+        inner: what is averaged.
+        label: name of the one query.
+        name: for tables; that of `inner` by default.
+    """
+
+    inner: Measurement
+    label: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.inner.name)
 
     @property
     def unit(self) -> str:
@@ -143,7 +172,32 @@ class Mean:
     @property
     def queries(self) -> tuple[str, ...]:
         """One name."""
-        return (f"mean {self.name}",)
+        return (self.label or f"mean {self.name}",)
+
+
+def coherence(measurement: Measurement, model: nn.Module, params: Params) -> float:
+    """Return the mean pairwise cosine of the queries' gradients: 1 where one change of the weights serves them all.
+
+    With unit gradients u_q it is (|sum u_q|^2 - Q) / (Q (Q - 1)). Low values foretell that raising the mean of f on
+    some inputs does little for others.
+
+    Raises:
+        InfuserError: there are fewer than two queries, or a gradient is zero.
+    """
+    total: Tensor | None = None
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    with torch.enable_grad():
+        values = measurement(model, leaves)
+        for value in values:
+            row = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, materialize_grads=True)
+            flat = torch.cat([g.flatten() for g in row]).double()
+            if not flat.norm() > 0:
+                raise InfuserError("a query's gradient is zero", got=measurement.name)
+            total = flat / flat.norm() if total is None else total + flat / flat.norm()
+    count = len(values)
+    if count < 2 or total is None:
+        raise InfuserError("coherence needs at least two queries", got=count)
+    return float((total.square().sum() - count) / (count * (count - 1)))
 
 
 def continuations(pairs: Sequence[tuple[str, str]], codec: Codec, context: int, name: str = "log_prob") -> Continuation:
