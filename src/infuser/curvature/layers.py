@@ -156,6 +156,8 @@ class MatrixLayer:
         matrix = self.to_matrix(vectors) if isinstance(vectors, dict) else vectors
         queries = len(matrix)
         if self._cheaper_unformed(a, queries):
+            if queries > 1 and all(isinstance(call.form, LinearForm) for call in a):
+                return self._apply_all(a, g, matrix)
             return torch.stack([self._apply(a, g, one) for one in matrix])
         flat = matrix.flatten(1)
         parts = [flat @ self.matrices(*part).flatten(1).T for part in self._parts(a, g)]
@@ -171,6 +173,21 @@ class MatrixLayer:
     def _apply(self, a: Inputs, g: Grads, matrix: Tensor) -> Tensor:
         products = [matrix_form(c.form).apply(c.x, matrix, grad) for c, grad in zip(a, g, strict=True)]
         return torch.stack(products).sum(0)
+
+    def _apply_all(self, a: Inputs, g: Grads, matrix: Tensor) -> Tensor:
+        """Return what `_apply` returns for every query, by one product instead of a loop over small ones."""
+        total = matrix.new_zeros(len(matrix), len(g[0]))
+        for call, grad in zip(a, g, strict=True):
+            left, right = matrix_form(call.form).pair(call.x, grad)
+            assert isinstance(left, Tensor), "only linear forms come here"
+            b, _, t, o = left.shape
+            rows = right.reshape(b * t, -1)
+            parts = []
+            for some in matrix.split(max(1, _GRADIENTS // (b * t * o))):
+                out = (rows @ some.flatten(0, 2).T).view(b, t, len(some), o)
+                parts.append((out * left.reshape(b, t, 1, o)).sum((1, 3)))
+            total += torch.cat(parts, 1).T
+        return total
 
     def ghost(self, a1: Inputs, g1: Grads, a2: Inputs, g2: Grads) -> Tensor:
         """Return <gradient b1, gradient b2>, (B1, B2), by Gram matrices over positions where that is cheaper."""
