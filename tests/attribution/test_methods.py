@@ -15,6 +15,7 @@ from infuser.attribution.influence import Influence
 from infuser.attribution.similarity import GradientSimilarity
 from infuser.attribution.tracin import TracIn, learning_rate
 from infuser.attribution.trak import TRAK, sparse_projection
+from infuser.attribution.unrolled import Unrolled
 from infuser.checkpoints import Checkpoint, Run
 from infuser.errors import InfuserError
 from infuser.measure import Custom, LogProb
@@ -50,6 +51,7 @@ METHODS = {
     "tracin": TracIn(),
     "tracin_cosine": TracIn(checkpoints=(1, -1), cosine=True),
     "trak": TRAK(dim=64, seed=3),
+    "unrolled": Unrolled(),
 }
 
 
