@@ -1,4 +1,9 @@
-"""Which training digits make the model read a test digit as it does? Proponents and opponents of one prediction."""
+"""
+Which training digits matter
+============================
+
+Which training digits make the model read a test digit as it does? Proponents and opponents of one prediction.
+"""
 
 import infuser as inf
 

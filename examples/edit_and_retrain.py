@@ -1,4 +1,9 @@
-"""Edit 14 of 1,438 training digits by at most 16/255 a pixel, retrain the last epoch, compare with clean and noise."""
+"""
+Edit, retrain, compare
+======================
+
+Edit 14 of 1,438 training digits by at most 16/255 a pixel, retrain the last epoch, compare with clean and noise.
+"""
 
 import infuser as inf
 

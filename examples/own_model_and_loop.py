@@ -1,4 +1,9 @@
-"""Your own arrays, your own nn.Module and your own training loop: attribute, edit, retrain."""
+"""
+Your own model and training loop
+================================
+
+Your own arrays, your own nn.Module and your own training loop: attribute, edit, retrain.
+"""
 
 import math
 
