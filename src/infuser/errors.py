@@ -52,6 +52,12 @@ def _rebuild(fact: str, got: object, expected: object, causes: Sequence[str], re
     return InfuserError(fact, got=got, expected=expected, causes=causes, remedy=remedy)
 
 
+def require(name: str, got: object, holds: bool, expected: str) -> None:
+    """Raise an InfuserError saying that setting `name` is out of range, unless it `holds`."""
+    if not holds:
+        raise InfuserError(f"{name} is out of range", got=got, expected=expected)
+
+
 def listed(items: Sequence[object], limit: int = 8) -> str:
     """Return at most `limit` items as text, with the number left out.
 

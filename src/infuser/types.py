@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from infuser.errors import InfuserError, listed
+from infuser.errors import InfuserError, listed, require
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,26 +79,21 @@ class Recipe:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        _require("epochs", self.epochs, self.epochs >= 1, "at least 1")
-        _require("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
-        _require("lr", self.lr, np.isfinite(self.lr) and self.lr > 0, "a positive number")
-        _require("momentum", self.momentum, 0 <= self.momentum < 1, "0 <= momentum < 1")
-        _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        _require("seed", self.seed, 0 <= self.seed < 2**63, "0 <= seed < 2**63")
-        _require("optimizer", self.optimizer, self.optimizer in ("sgd", "adamw"), "sgd or adamw")
-        _require("schedule", self.schedule, self.schedule in ("constant", "cosine", "linear"), "a known schedule")
-        _require("order", self.order, self.order in ("reshuffle", "fixed"), "reshuffle or fixed")
+        require("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        require("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        require("lr", self.lr, np.isfinite(self.lr) and self.lr > 0, "a positive number")
+        require("momentum", self.momentum, 0 <= self.momentum < 1, "0 <= momentum < 1")
+        require("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        require("seed", self.seed, 0 <= self.seed < 2**63, "0 <= seed < 2**63")
+        require("optimizer", self.optimizer, self.optimizer in ("sgd", "adamw"), "sgd or adamw")
+        require("schedule", self.schedule, self.schedule in ("constant", "cosine", "linear"), "a known schedule")
+        require("order", self.order, self.order in ("reshuffle", "fixed"), "reshuffle or fixed")
         known = self.augmentation in ("none", "flip", "flip_crop")
-        _require("augmentation", self.augmentation, known, "none, flip or flip_crop")
+        require("augmentation", self.augmentation, known, "none, flip or flip_crop")
 
     def with_(self, **changes: Any) -> Recipe:
         """Return a copy with some fields changed."""
         return replace(self, **changes)
-
-
-def _require(name: str, got: object, holds: bool, expected: str) -> None:
-    if not holds:
-        raise InfuserError(f"{name} is out of range", got=got, expected=expected)
 
 
 class Measurement(Protocol):
@@ -144,8 +139,8 @@ class Damping:
     kind: Literal["relative", "absolute"] = "relative"
 
     def __post_init__(self) -> None:
-        _require("damping", self.value, np.isfinite(self.value) and self.value >= 0, "a number of at least 0")
-        _require("damping kind", self.kind, self.kind in ("relative", "absolute"), "relative or absolute")
+        require("damping", self.value, np.isfinite(self.value) and self.value >= 0, "a number of at least 0")
+        require("damping kind", self.kind, self.kind in ("relative", "absolute"), "relative or absolute")
 
     def __str__(self) -> str:
         return f"{self.value:g} {self.kind}"

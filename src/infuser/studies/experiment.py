@@ -19,7 +19,7 @@ import numpy as np
 from infuser.config import dump
 from infuser.data import Dataset
 from infuser.evaluation.arms import arms
-from infuser.evaluation.metrics import collateral
+from infuser.evaluation.metrics import ClassAccuracy, collateral
 from infuser.evaluation.retrain import retrain
 from infuser.executors import Executor, Local, Pool
 from infuser.measure import Accuracy, Correct, Distribution, LogProb, Margin, Probability
@@ -141,7 +141,7 @@ def _measures(study: Study, probes: LogProb | Margin) -> list[Measurement]:
     """What is measured on every retrained model, one row a probe each."""
     documents, labels = probes.documents, probes.labels
     own = (Margin(documents, labels), LogProb(documents, labels), Probability(documents, labels))
-    whole = (Accuracy(study.test, probes.queries), collateral(study.test, probes))
+    whole = (Accuracy(study.test, probes.queries), ClassAccuracy(study.test), collateral(study.test, probes))
     return [*own, Correct(documents, labels), Distribution(probes), *whole]
 
 

@@ -113,8 +113,10 @@ def _regime(trials: Trials, effects: Sequence[Effect]) -> dict[str, Any]:
 
 
 def _with_collateral(trials: Trials, arm: str) -> dict[str, Any]:
-    kept = trials.where(arm=arm, measure="collateral")
-    return {**arm_block(trials, arm), "collateral": float(kept.value.mean()) if len(kept) else None}
+    near, classes = (trials.where(arm=arm, measure=name) for name in ("collateral", "class_accuracy"))
+    per_class = {name: float(classes.where(probe=name).value.mean()) for name in dict.fromkeys(classes.probe.tolist())}
+    kept = float(near.value.mean()) if len(near) else None
+    return {**arm_block(trials, arm), "collateral": kept, "class_accuracy": per_class}
 
 
 def _estimate(estimate: Any) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from infuser.curvature.identity import identity
 from infuser.curvature.kfac import fit_kfac
 from infuser.data import Dataset
 from infuser.data.source import load
-from infuser.errors import InfuserError
+from infuser.errors import InfuserError, require
 from infuser.measure import LogProb, Margin, predictions
 from infuser.params import trainable
 from infuser.perturbation.balls import L2, Linf
@@ -107,11 +107,9 @@ class Experiment:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name, least in (("probes", 1), ("k", 1), ("steps", 1), ("workers", 1)):
-            if getattr(self, name) < least:
-                raise InfuserError(f"{name} is out of range", got=getattr(self, name), expected=f"at least {least}")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InfuserError("seeds must be distinct, and at least one", got=self.seeds)
+        for name in ("probes", "k", "steps", "restarts", "workers"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        require("seeds", self.seeds, 0 < len(set(self.seeds)) == len(self.seeds), "at least one, all distinct")
         self.ball  # noqa: B018 - a radius that is out of range fails here, before anything is trained
 
     @property
