@@ -1,0 +1,242 @@
+"""What the studies of language models share: the arms of one case, its retraining, and the results over all cases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infuser.attribution import Influence
+from infuser.checkpoints import Run
+from infuser.data.dataset import Dataset
+from infuser.data.text import Codec
+from infuser.errors import InfuserError
+from infuser.evaluation.arms import arms
+from infuser.evaluation.retrain import retrain
+from infuser.evaluation.stats import compare
+from infuser.measure_text import Mean, coherence, document_losses
+from infuser.params import trainable
+from infuser.perturbation.perturb import perturb
+from infuser.perturbation.select import PostEdit
+from infuser.perturbation.text_controls import clean_rewrite
+from infuser.perturbation.text_manifest import load_text_edit, save_text_edit, text_distances
+from infuser.perturbation.token_edits import GreedyTokens
+from infuser.progress import track
+from infuser.storage import read_json, write_json
+from infuser.studies.environment import environment
+from infuser.studies.parts import key_of
+from infuser.types import Arm, Array, Direction, Edit, Measurement, Trials
+
+PRIMARY = "contrast"
+_COLUMNS = ("arm", "seed", "probe", "measure", "value")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One unit of analysis: a behaviour to be raised, and how it is measured.
+
+    Attributes:
+        name: of the unit; every measure has one query of this name.
+        craft: what edits are made for; its inputs are disjoint from those of `measures`.
+        measures: what is read off every retrained model, the first under the name "contrast".
+        own: arm -> edit that only the case can make, given the documents of the main edit (insert_k, swap).
+        ban: words that its edits may not bring in.
+    """
+
+    name: str
+    craft: Measurement
+    measures: tuple[Measurement, ...]
+    own: Mapping[str, Callable[[Edit], Edit]]
+    ban: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all cases share.
+
+    Attributes:
+        run: its last epoch is the part that is replayed; trained on `data`.
+        data: N documents.
+        codec: of the documents.
+        influence: the fitted method.
+        method: of editing.
+        k: documents edited.
+        select: how they are chosen; "post_edit" edits `pool` times as many.
+        pool: of post_edit.
+        controls: arms beside clean and edit.
+        seeds: orders of the replayed part.
+    """
+
+    run: Run
+    data: Dataset
+    codec: Codec
+    influence: Influence
+    method: GreedyTokens
+    k: int
+    select: str
+    pool: float
+    controls: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one case gave.
+
+    Attributes:
+        trials: rows of all its arms but clean.
+        facts: numbers for results.json.
+        seconds: wall time.
+    """
+
+    trials: Trials
+    facts: Mapping[str, Any]
+    seconds: float
+
+
+def perform(setup: Setup, case: Case, folder: Path) -> Outcome:
+    """Edit for one case, write the edit, retrain from what was written, and measure every arm."""
+    begun = time.monotonic()
+    model = setup.run.model()
+    agreement = coherence(case.craft, model, trainable(model))
+    direction = setup.influence.direction(setup.run, Mean(case.craft))
+    edits = make_edits(setup, case, direction)
+    ratio = perplexity_ratio(setup.run, setup.data, edits["edit"])
+    where = folder / "edits" / case.name
+    save_text_edit(edits["edit"], where, setup.codec, perplexity=ratio)
+    edits["edit"] = load_text_edit(where, setup.data, setup.codec)
+    prepared = [arm for arm in arms(setup.data, edits, controls=()) if arm.name != "clean"]
+    trials = retrain(setup.run, prepared, case.measures, setup.seeds, "last_epoch")
+    distances = text_distances(edits["edit"], setup.codec)
+    facts = {
+        "coherence": agreement,
+        "predicted": float(np.sum(0 if edits["edit"].gains is None else edits["edit"].gains)),
+        "perplexity_ratio": float(np.exp(np.log(ratio).mean())),
+        **{f"{name}_mean": float(values.mean()) for name, values in distances.items()},
+        "tokens_by_arm": {name: int((e.before != e.after).sum()) for name, e in edits.items()},
+    }
+    return Outcome(trials, facts, time.monotonic() - begun)
+
+
+def make_edits(setup: Setup, case: Case, direction: Direction) -> dict[str, Edit]:
+    """Return the edit and those of the controls."""
+    method = replace(setup.method, ban=case.ban)
+
+    def made(select: Any, **more: Any) -> Edit:
+        return perturb(method, direction, setup.run, setup.data, setup.k, select=select, **more)
+
+    seed = seed_of(case.name)
+    edits = {"edit": made(PostEdit(setup.pool) if setup.select == "post_edit" else setup.select, seed=seed)}
+    for control in setup.controls:
+        if control == "random_docs":
+            edits[control] = made("random", seed=seed + 1)
+        elif control == "clean_rewrite":
+            mode = setup.method.mode
+            edits[control] = clean_rewrite(edits["edit"], setup.run, setup.data, setup.codec, mode, seed)
+        elif control in case.own:
+            edits[control] = case.own[control](edits["edit"])
+        else:
+            raise InfuserError("unknown control", got=control, expected=["random_docs", "clean_rewrite", *case.own])
+    return edits
+
+
+def seed_of(name: str) -> int:
+    """Return a seed that follows from a name alone."""
+    return int.from_bytes(name.encode(), "big") % 2**31
+
+
+def perplexity_ratio(run: Run, data: Dataset, edit: Edit) -> Array:
+    """Return the perplexity of each edited document over that before, under the clean model, (k,)."""
+    model = run.model()
+    params = trainable(model)
+    before, after = data[edit.ids], data.apply(edit)[edit.ids]
+    with torch.no_grad():
+        losses = [document_losses(d, model, params).double().cpu().numpy() for d in (before, after)]
+    tokens = [(d.targets[:, 1:] >= 0).sum(1) for d in (before, after)]
+    return np.asarray(np.exp(losses[1] / tokens[1] - losses[0] / tokens[0]))
+
+
+def completed(setup: Setup, cases: Sequence[Case], folder: Path, settings: Any) -> tuple[Trials, dict[str, Any]]:
+    """Return (all rows, facts by case), taking finished cases from `folder` and writing each as it is done."""
+    made = environment()
+    base = {"settings": asdict(settings), "packages": made["packages"], "system": made["system"]}
+    base |= {"data": setup.data.content_hash, "weights": setup.run.checkpoints[-1].content_hash}
+    parts, facts = [], {}
+    for name in track(["clean", *(case.name for case in cases)], "cases"):
+        key = key_of({**base, "case": name})
+        path = folder / "parts" / f"{name}.json"
+        stored = read_json(path) if path.exists() else {}
+        if stored.get("key") == key:
+            rows = stored["trials"]
+            columns = {column: np.array(rows[column]) for column in _COLUMNS}
+            outcome = Outcome(Trials(**columns, start=rows["start"], starts=rows["starts"]), stored["facts"], 0.0)
+        else:
+            outcome = _clean(setup, cases) if name == "clean" else perform(setup, _named(cases, name), folder)
+            write_json(path, {"key": key, **_plain(outcome)})
+        parts.append(outcome.trials)
+        if name != "clean":
+            facts[name] = dict(outcome.facts)
+    return Trials.concat(parts), facts
+
+
+def results(trials: Trials, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arms, effects and facts over all cases: the unit is the case, seeds are orders."""
+    names = [arm for arm in dict.fromkeys(trials.arm.tolist()) if arm != "clean"]
+    measures = list(dict.fromkeys(trials.measure.tolist()))
+    table = {
+        arm: {m: _block(compare(trials, arm, "clean", m)) for m in measures if len(trials.where(arm=arm, measure=m))}
+        for arm in names
+    }
+    pairs = [(arm, "clean") for arm in names] + [("edit", control) for control in names if control != "edit"]
+    effects = [_block(compare(trials, arm, control, PRIMARY)) for arm, control in pairs]
+    clean = {m: trials.where(arm="clean", measure=m) for m in measures}
+    drift = {m: _drift(rows) for m, rows in clean.items()}
+    return {
+        "regimes": {"last_epoch": {"unit": "nats", "arms": table, "effects": effects, "clean_drift": drift}},
+        "cases": dict(facts),
+    }
+
+
+def _block(effect: Any) -> dict[str, Any]:
+    interval = None if effect.interval is None else list(effect.interval)
+    estimate = effect.estimate
+    return {
+        "arm": effect.arm,
+        "control": effect.control,
+        "measure": effect.measure,
+        "mean": effect.value,
+        "ci95": interval,
+        "p": effect.p,
+        "n_probes": estimate.n,
+        "n_seeds": len(estimate.seeds),
+        "per_probe": dict(effect.per_probe),
+    }
+
+
+def _drift(rows: Trials) -> float | None:
+    """Return the standard deviation over order seeds within a case, averaged: what an order alone moves."""
+    spread = [np.std(rows.value[rows.probe == p], ddof=1) for p in np.unique(rows.probe) if (rows.probe == p).sum() > 1]
+    return float(np.mean(spread)) if spread else None
+
+
+def _clean(setup: Setup, cases: Sequence[Case]) -> Outcome:
+    begun = time.monotonic()
+    measures = [measure for case in cases for measure in case.measures]
+    clean = Arm("clean", setup.data, "the training data as they are: what retraining changes by itself")
+    trials = retrain(setup.run, [clean], measures, setup.seeds, "last_epoch")
+    return Outcome(trials, {}, time.monotonic() - begun)
+
+
+def _named(cases: Sequence[Case], name: str) -> Case:
+    return next(case for case in cases if case.name == name)
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    rows = {column: getattr(outcome.trials, column).tolist() for column in _COLUMNS}
+    trials = {**rows, "start": outcome.trials.start, "starts": dict(outcome.trials.starts)}
+    return {"trials": trials, "facts": dict(outcome.facts), "seconds": outcome.seconds}
