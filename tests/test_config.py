@@ -25,7 +25,7 @@ def test_every_preset_round_trips_through_yaml(name: str, tmp_path: Path) -> Non
 
 
 def test_nested_settings_round_trip(tmp_path: Path) -> None:
-    chosen = Experiment(seeds=(4, 5), victims=(Victim("mlp", Recipe(lr=0.5)),), norm="l2", radius=30.5)
+    chosen = Experiment(seeds=(4, 5), victims=(Victim("mlp", {"hidden": [8]}, Recipe(lr=0.5)),), norm="l2", radius=30.5)
     path = tmp_path / "config.yaml"
     path.write_text(dump(chosen))
     assert parse(Experiment, read_yaml(path)) == chosen

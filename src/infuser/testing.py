@@ -21,9 +21,10 @@ import torch
 from infuser.attribution.attribute import Attributor, attribute
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
+from infuser.detection.detect import Detector, detect
 from infuser.executors import Executor
 from infuser.perturbation.perturb import Perturber
-from infuser.types import Array, Direction, Edit, Measurement, Scores
+from infuser.types import Array, Direction, Edit, Measurement, Scores, Suspicion
 
 T = TypeVar("T")
 
@@ -40,7 +41,8 @@ def check_attributor(method: Attributor, run: Run, data: Dataset, probes: Measur
     explained = bool(first.reasons)
     assert explained or np.isfinite(first.values).all(), "scores are not finite, and no reason is given"
     assert np.array_equal(first.values, second.values, equal_nan=True), "the same call gave other scores"
-    assert first.unit and first.method, "scores must say their unit and method"
+    assert first.unit, "scores must say their unit"
+    assert first.method, "scores must say their method"
     return first
 
 
@@ -58,6 +60,21 @@ def check_perturber(
     changed = data.apply(first)
     back = changed.apply(first.undo())
     assert back.content_hash == data.content_hash, "undoing the edit does not give the data back"
+    return first
+
+
+def check_detector(detector: Detector, run: Run, data: Dataset, measurement: Measurement | None = None) -> Suspicion:
+    """Check a detector and return its suspicion; `run` holds the traces that it reads."""
+    _picklable(detector)
+    with _untouched(run, data):
+        first = detect(detector, run, data, measurement)
+    with _untouched(run, data):
+        second = detect(detector, run, data, measurement)
+    assert first.values.shape == (len(data),), f"suspicion has shape {first.values.shape} for {len(data)} documents"
+    assert np.array_equal(first.ids, data.ids), "suspicion is not in the order of the documents"
+    assert np.isfinite(first.values).all(), "suspicion is not finite"
+    assert np.array_equal(first.values, second.values), "the same call gave another suspicion"
+    assert first.detector and first.told, "suspicion must say its detector and what it was told"
     return first
 
 
