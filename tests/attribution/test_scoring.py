@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from infuser.attribution.scoring import by_layer, central_step, inner_products, plan, squared_norms
+from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
+from infuser.models.gpt import tiny_gpt
 from infuser.params import trainable
 from tests.attribution.small import MODELS, digits_run, loss_gradients, params_of, products, random_vectors
 
@@ -211,3 +216,21 @@ def test_layers_sum_to_the_whole():
     alone = {"head.weight": vectors["head.weight"]}
     assert relative(split[("head.weight",)], products(alone, rows)) < 1e-5
     assert {name for names in split for name in names} == set(vectors)
+
+
+def test_language_models_agree_as_well_with_padding():
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 11, (6, 9))
+    inputs[2, 5:] = -1
+    targets = np.where(inputs < 0, -100, inputs)
+    data = Dataset(inputs, targets, "causal_lm", 11)
+    model = tiny_gpt((9,), 11, depth=1, heads=2, width=8).eval()
+    params = trainable(model)
+    vectors = random_vectors(params, 3)
+    exact = inner_products(model, params, data, vectors, "jvp")
+    for via in ("captured", "vmap", "auto"):
+        assert relative(inner_products(model, params, data, vectors, via), exact) < 2e-5
+    one = {name: value[:1] for name, value in vectors.items()}
+    assert relative(inner_products(model, params, data, one, "central"), exact[:1]) < 0.01
+    shorter = replace(data, inputs=inputs[:, :8], targets=targets[:, :8])
+    assert relative(inner_products(model, params, shorter, vectors, "jvp"), exact) > 1e-3
