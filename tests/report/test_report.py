@@ -12,7 +12,7 @@ import pytest
 
 import infuser.report as rep
 from infuser.errors import InfuserError
-from infuser.report import plots
+from infuser.report import axes, forest, plots
 from infuser.report.blocks import Figure, Row
 from infuser.report.report import render
 from infuser.report.sections import sections
@@ -198,7 +198,7 @@ def test_whatever_data_says_is_text(name: str) -> None:
     assert [(t, list(a)) for t, a in page.elements] == [(t, list(a)) for t, a in plain.elements]
     assert page.text.count(name) > 20
     specs = json.loads(page.scripts[0])
-    assert json.dumps(specs).count(json.dumps(plots._safe(name))[1:-1]) > 5
+    assert json.dumps(specs).count(json.dumps(axes.safe(name))[1:-1]) > 5
 
 
 def test_specifications_are_valid_plotly_and_colours_are_the_pages_own() -> None:
@@ -224,7 +224,7 @@ def test_specifications_are_valid_plotly_and_colours_are_the_pages_own() -> None
 
 def test_forest_places_values_where_they_belong() -> None:
     effects = [material.effect("edit", 0.9, 0.2, "log_odds"), material.effect("noise", 0.0, 0.1, "log_odds")]
-    spec = plots.forest(effects, ["edit", "noise"], [True, False]).spec
+    spec = forest.forest(effects, ["edit", "noise"], [True, False]).spec
     points, black_bars, _, accent_bars, accent_means = spec["data"]
     expected = [*effects[0].per_probe.values(), *effects[1].per_probe.values()]
     assert points["x"] == expected
@@ -320,7 +320,7 @@ def test_results_json_becomes_sentences_effects_and_points() -> None:
     )
     assert "+0.86 [0.76, 0.96] against clean (n = 20 probes, 3 seeds, p = 0.0001)" in summary.found[0]
     assert len(summary.found) == 3
-    assert caveat == rep.Caveat("too few seeds", "3")
+    assert caveat == rep.Caveat("", "too few seeds: 3")
     assert isinstance(regime, rep.Regime)
     edit = next(e for e in regime.effects if e.arm == "edit" and e.measure == "log-odds")
     assert len(edit.per_probe) == 20

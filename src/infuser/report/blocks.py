@@ -200,11 +200,11 @@ def column(values: Sequence[object], signed: bool = True) -> list[Cell]:
     """Return the cells of a column; numbers that are not whole get as many decimals as the largest needs."""
     floats = [abs(v) for v in values if isinstance(v, float) and v == v]
     largest = max(floats, default=0.0)
-    decimals = min(max(2 - math.floor(math.log10(largest)), 2), 6) if largest > 0 else 2
+    decimals = min(max(2 - math.floor(math.log10(largest)), 3 if largest < 10 else 2), 6) if largest > 0 else 2
     cells = []
     for value in values:
         if isinstance(value, float) and value == value:
-            cells.append(Cell(format(value, f"{'+' if signed else ''}.{decimals}f").replace("-", "−"), value))
+            cells.append(Cell(format(value, f"{'+' if signed else ''}z.{decimals}f").replace("-", "−"), value))
         else:
             cells.append(value_cell(value))
     return cells

@@ -8,6 +8,7 @@ import numpy as np
 
 from infuser.html import AMPLIFIED, amplified, is_image, number
 from infuser.report.blocks import Bar, Card, Cards, Cell, Picture, picture, value_cell
+from infuser.report.lookup import class_name
 from infuser.report.material import EditView, ProbeView, TokenDiff
 from infuser.types import Array
 
@@ -15,15 +16,6 @@ _CLASSES = 12  # bars of a small chart; beyond, only the classes that matter are
 _BUDGET = 2_000_000  # bytes of pictures of edited documents, so that a page stays easy to mail
 _FEWEST = 6  # edited documents that are shown whatever their size
 _MOST = 200  # and however small they are
-
-
-def class_name(classes: Sequence[str], target: object) -> str:
-    """Return the name of a class, or its number, or a dash for targets that are not one class."""
-    if np.ndim(target) != 0:  # type: ignore[arg-type]
-        return "–"
-    if isinstance(target, (int, np.integer)):
-        return classes[int(target)] if 0 <= int(target) < len(classes) else str(int(target))
-    return str(target)
 
 
 def probes(views: Sequence[ProbeView]) -> Cards:
@@ -98,7 +90,9 @@ def _probe(view: ProbeView) -> Card:
     if not isinstance(view.document, str):
         pictures = (picture(view.document, f"probe {view.name}, class {label}"),)
     text = view.document if isinstance(view.document, str) else ""
-    return Card(f"{view.name}: is {label}, wanted {target}", pictures, text, (), facts, bars, (before, after), alt)
+    # A probe's name often ends in its target, which the title says anyway.
+    name = view.name.removesuffix(f"->{view.target}").removesuffix(f"->{target}")
+    return Card(f"{name}: is {label}, wanted {target}", pictures, text, (), facts, bars, (before, after), alt)
 
 
 def _shown(view: ProbeView, p: Array, q: Array) -> list[int]:

@@ -29,7 +29,7 @@ class Caveat:
     """Something that a reader must know before trusting a number.
 
     Attributes:
-        code: of the automatic check ("too_few_seeds").
+        code: of the automatic check ("too_few_seeds"); empty where the text says all.
         text: what it found, with its numbers.
     """
 

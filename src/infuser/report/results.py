@@ -7,7 +7,7 @@ from typing import Any
 
 from infuser.html import number
 from infuser.report.material import ArmStats, Caveat, ComparedRun, Provenance, Regime, Summary
-from infuser.report.plots import interval_text
+from infuser.report.wording import interval_text
 from infuser.types import Effect, Estimate
 
 _WORDS = {"last_epoch": "over the last epoch", "half": "from half-way", "scratch": "from scratch"}
@@ -109,10 +109,8 @@ def _arm(arm: str, row: Mapping[str, Any]) -> ArmStats:
 
 def _caveat(caveat: object) -> Caveat:
     if isinstance(caveat, Mapping):
-        return Caveat(str(caveat.get("code", "note")), str(caveat.get("text", "")))
-    # "budget never binding: ..." carries its code before the colon; anything else is a note.
-    code, colon, text = str(caveat).partition(": ")
-    return Caveat(code, text) if colon and len(code) < 40 else Caveat("note", str(caveat))
+        return Caveat(str(caveat.get("code", "")), str(caveat.get("text", "")))
+    return Caveat("", str(caveat))
 
 
 def _main(regime: Regime) -> Effect | None:

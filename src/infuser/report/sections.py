@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from infuser.errors import InfuserError
-from infuser.report import cards, plots
-from infuser.report.blocks import Block, Cell, Notes, Picture, Prose, Row, Section, Table, column, picture, value_cell
+from infuser.report import cards, forest, plots
+from infuser.report.blocks import Block, Cell, Notes, Prose, Row, Section, Table, column, value_cell
+from infuser.report.lookup import Lookup
 from infuser.report.material import (
     Caveat,
     ComparedRun,
@@ -25,6 +26,7 @@ from infuser.report.material import (
     TradeOff,
     TransferMatrix,
 )
+from infuser.report.wording import arm_name, by_measure, interval_only, interval_text
 from infuser.types import Edit, Effect, Estimate, Scores, Suspicion, Trials
 
 T = TypeVar("T")
@@ -74,13 +76,13 @@ def _compared(parts: Sequence[object]) -> Section | None:
     columns = tuple(dict.fromkeys(key for run in runs for key in run.settings))
     rows = tuple((Cell(r.name), *(value_cell(r.settings.get(c)) for c in columns)) for r in runs)
     blocks: list[Block] = [Table("Settings of the runs", ("run", *columns), rows, tool=True)]
-    for measure in plots.by_measure([e for r in runs for e in r.effects.values()]):
+    for measure in by_measure([e for r in runs for e in r.effects.values()]):
         for regime in dict.fromkeys(name for r in runs for name in r.effects):
             pairs = [(r.name, r.effects[regime]) for r in runs if regime in r.effects]
             pairs = [(name, effect) for name, effect in pairs if effect.measure == measure]
             if pairs:
                 effects = [effect for _, effect in pairs]
-                figure = plots.forest(effects, [name for name, _ in pairs], [True] * len(pairs), _title(regime))
+                figure = forest.forest(effects, [name for name, _ in pairs], [True] * len(pairs), _title(regime))
                 blocks.append(
                     Row((figure,), f"The main effect of each run, {regime.replace('_', ' ')}. {_sizes(effects)}")
                 )
@@ -110,15 +112,15 @@ def _regime(regime: Regime, named: bool) -> Sequence[Block]:
     title = _title(regime.name) if named and regime.name else ""
     drawn = [e for e in regime.effects if e.control == regime.control] or list(regime.effects)
     blocks = _forests(drawn, title)
-    every = plots.effects_table(regime.effects, f"{title or 'Effects'}: every comparison", tool=True)
+    every = forest.effects_table(regime.effects, f"{title or 'Effects'}: every comparison", tool=True)
     if blocks:
-        control = plots.arm_name(drawn[0].control)
+        control = arm_name(drawn[0].control)
         caption = f"Difference from {control}, paired by probe and seed. {_sizes(drawn)}"
-        blocks[-1] = plots.captioned(blocks[-1], caption, every)
+        blocks[-1] = forest.captioned(blocks[-1], caption, every)
     if regime.arms:
         columns = tuple(dict.fromkeys(key for arm in regime.arms for key in arm.cells))
         values = [column([arm.cells.get(c) for arm in regime.arms]) for c in columns]
-        names = [Cell(plots.arm_name(arm.arm)) for arm in regime.arms]
+        names = [Cell(arm_name(arm.arm)) for arm in regime.arms]
         rows = tuple(zip(names, *values, strict=True))
         return [*blocks, Table(f"{title or 'Arms'}: further values of each arm", ("arm", *columns), rows)]
     return blocks
@@ -126,7 +128,7 @@ def _regime(regime: Regime, named: bool) -> Sequence[Block]:
 
 def _forests(effects: Sequence[Effect], title: str) -> list[Row]:
     """Return a row of forest plots, one a measure, that share their arms; insertion below if it needs its own axis."""
-    measures = plots.by_measure(sorted(effects, key=lambda e: e.arm != "edit"))
+    measures = by_measure(sorted(effects, key=lambda e: e.arm != "edit"))
     apart = {e.arm for e in _apart(next(iter(measures.values()), []))}
     rows = []
     for heading, wanted in ((title, False), ("Explicit insertion of the probe, on its own axis", True)):
@@ -134,16 +136,16 @@ def _forests(effects: Sequence[Effect], title: str) -> list[Row]:
         for group in measures.values():
             chosen = [e for e in group if (e.arm in apart) is wanted]
             if chosen:
-                labels = [plots.arm_name(e.arm) for e in chosen]
-                figures.append(plots.forest(chosen, labels, [e.arm == "edit" for e in chosen], heading))
+                labels = [arm_name(e.arm) for e in chosen]
+                figures.append(forest.forest(chosen, labels, [e.arm == "edit" for e in chosen], heading))
         same = len({f.height for f in figures}) == 1
         if figures:
-            rows.append(plots.shared(figures) if same else Row(tuple(figures)))
+            rows.append(forest.shared(figures) if same else Row(tuple(figures)))
     return rows
 
 
 def _across(regimes: Sequence[Regime]) -> Row:
-    first = next(iter(plots.by_measure(regimes[0].effects)), "")
+    first = next(iter(by_measure(regimes[0].effects)), "")
     pairs = [
         (r.name.replace("_", " "), e)
         for r in regimes
@@ -151,7 +153,7 @@ def _across(regimes: Sequence[Regime]) -> Row:
         if e.arm == "edit" and e.control == r.control and e.measure == first
     ]
     effects = [e for _, e in pairs]
-    figure = plots.forest(effects, [name for name, _ in pairs], [True] * len(pairs), "The edit in every regime")
+    figure = forest.forest(effects, [name for name, _ in pairs], [True] * len(pairs), "The edit in every regime")
     return Row((figure,), f"Edit minus its control for each way to retrain. {_sizes(effects)}")
 
 
@@ -174,18 +176,18 @@ def _transfer(parts: Sequence[object]) -> Section | None:
         trained = list(dict.fromkeys(target for _, target in matrix.effects))
         rows = []
         for source in made:
-            row = [Cell(plots.arm_name(source))]
+            row = [Cell(arm_name(source))]
             for target in trained:
                 effect = matrix.effects.get((source, target))
-                row.append(Cell("–") if effect is None else Cell(plots.interval_text(effect.estimate), effect.value))
+                row.append(Cell("–") if effect is None else Cell(interval_text(effect.estimate), effect.value))
             rows.append(tuple(row))
         effects = list(matrix.effects.values())
-        columns = ("made on", *(f"trained: {plots.arm_name(name)}" for name in trained))
+        columns = ("made on", *(f"trained: {arm_name(name)}" for name in trained))
         table = Table("Transfer matrix: rows made on, columns trained", columns, tuple(rows))
-        labels = [f"{plots.arm_name(a)} → {plots.arm_name(b)}" for a, b in matrix.effects]
-        figure = plots.forest(effects, labels, [a == b for a, b in matrix.effects])
+        labels = [f"{arm_name(a)} → {arm_name(b)}" for a, b in matrix.effects]
+        figure = forest.forest(effects, labels, [a == b for a, b in matrix.effects])
         caption = f"The same edited files, each architecture against its own control. {_sizes(effects)}"
-        blocks += [plots.captioned(Row((figure,)), caption, plots.effects_table(effects, "Transfer")), table]
+        blocks += [forest.captioned(Row((figure,)), caption, forest.effects_table(effects, "Transfer")), table]
     return Section("transfer", "Transfer to other architectures", blocks) if blocks else None
 
 
@@ -228,18 +230,20 @@ def _scores(parts: Sequence[object]) -> Section | None:
         shown = scores if len(scores) == 1 else scores.mean()
         values, ids = shown.values[0].tolist(), scores.ids.tolist()
         if all(v == v for v in values):
-            figure = plots.ranked(values, ids, edited if len(scores) == 1 else [], scores.unit)
-            blocks.append(Row((figure,), f"{scores.method}; {shown.queries[0]}. {figure.caption}"))
+            figure = plots.ranked(values, ids, edited if len(scores) == 1 else [])
+            said = f"{scores.method}; {shown.queries[0]}. Score: {scores.unit}. {figure.caption}"
+            blocks.append(Row((figure,), said))
         rows = []
         k = min(10, len(ids))
         for q, name in enumerate(scores.queries):
             value = dict(zip(ids, scores.values[q].tolist(), strict=True))
             for kind, chosen in (("proponent", scores.top(k, q)), ("opponent", scores.bottom(k, q))):
                 for rank, i in enumerate(chosen.tolist()):
-                    cells = (Cell(name), Cell(kind), value_cell(rank + 1), look.cell(i), Cell(look.label(i)))
+                    label = [Cell(look.label(i))] if look.known else []
+                    cells = (Cell(name), Cell(kind), value_cell(rank + 1), look.cell(i), *label)
                     rows.append((*cells, value_cell(value[i], signed=True)))
-        columns = ("query", "kind", "rank", "document", "label", f"score, {scores.unit}")
-        caption = f"The {k} strongest proponents and opponents of each query"
+        columns = ("query", "kind", "rank", "document", *(["label"] if look.known else []), "score")
+        caption = f"The {k} strongest proponents and opponents of each query; score: {scores.unit}"
         blocks.append(Table(caption, columns, tuple(rows[:_MOST_ROWS]), tool=True))
     lead = "A positive score: giving the document more weight raises f."
     return Section("scores", "Which documents matter", blocks, lead)
@@ -265,7 +269,7 @@ def _detection(parts: Sequence[object]) -> Section | None:
         )
         if figures:
             table = Table("Detectors", columns, rows, tool=True)
-            blocks.append(plots.captioned(Row(tuple(figures), layout="half"), caption, table))
+            blocks.append(forest.captioned(Row(tuple(figures), layout="half"), caption, table))
     suspicions = of(parts, Suspicion)
     if suspicions:
         blocks.append(_suspects(suspicions, parts))
@@ -286,8 +290,9 @@ def _suspects(suspicions: Sequence[Suspicion], parts: Sequence[object]) -> Table
     for rank, i in enumerate(ids):
         status = [Cell("edited", mark=True) if i in edited else Cell("clean")] if edited else []
         cells = (each_column[rank] for each_column in values)
-        rows.append((value_cell(rank + 1), look.cell(i), Cell(look.label(i)), *status, *cells))
-    head = ("rank", "document", "label", *(["truth"] if edited else []), *columns)
+        label = [Cell(look.label(i))] if look.known else []
+        rows.append((value_cell(rank + 1), look.cell(i), *label, *status, *cells))
+    head = ("rank", "document", *(["label"] if look.known else []), *(["truth"] if edited else []), *columns)
     caption = f"The {each} most suspicious documents of each detector"
     return Table(caption, head, tuple(rows), tool=True)
 
@@ -345,33 +350,6 @@ def _provenance(parts: Sequence[object]) -> Section | None:
     return Section("provenance", "How to get the same numbers", blocks) if blocks else None
 
 
-class Lookup:
-    """Documents by id, for tables that name ids."""
-
-    def __init__(self, known: Sequence[Documents]) -> None:
-        self._where = {int(i): (part, row) for part in known for row, i in enumerate(part.ids)}
-        self.edited = {i for part in known for i in part.edited}
-
-    def cell(self, id_: int) -> Cell:
-        """Return the id with a thumbnail or the beginning of the text."""
-        if id_ not in self._where:
-            return Cell(str(id_), float(id_))
-        part, row = self._where[id_]
-        document = part.inputs[row]
-        if isinstance(document, str):
-            return Cell(f"{id_}  {document[:160]}", float(id_))
-        shown: Picture = picture(document, f"document {id_}, {self.label(id_)}")
-        return Cell(str(id_), float(id_), shown)
-
-    def label(self, id_: int) -> str:
-        """Return the name of a document's class."""
-        if id_ not in self._where:
-            return "–"
-        part, row = self._where[id_]
-        target = part.targets[row]
-        return cards.class_name(part.classes, target)
-
-
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
     """Return nested mappings as one, keys joined by a dot.
 
@@ -399,7 +377,7 @@ def _plain(value: object) -> str:
 def _estimate(estimate: Estimate | None) -> tuple[Cell, Cell]:
     if estimate is None:
         return Cell("–"), Cell("–")
-    return value_cell(float(estimate.value)), Cell(plots.interval_only(estimate).replace("+", ""))
+    return value_cell(float(estimate.value)), Cell(interval_only(estimate).replace("+", ""))
 
 
 def _title(regime: str) -> str:
