@@ -53,8 +53,8 @@ sphinx_gallery_conf = {
     "min_reported_time": 1e9,
 }
 
-# The docstrings are plain text with formulas: |v|, lambda_ij, x*. What reStructuredText would read as markup is escaped,
-# outside backticks and doctests.
+# The docstrings are plain text with formulas: |v|, lambda_ij, x*. What reStructuredText would read as markup is
+# escaped, outside backticks and doctests.
 _MARKUP = re.compile(r"(`[^`\n]*`|https?://\S+)|([|*\\]|(?<=\w)_(?!\w))")
 
 
