@@ -74,7 +74,8 @@ def check_detector(detector: Detector, run: Run, data: Dataset, measurement: Mea
     assert np.array_equal(first.ids, data.ids), "suspicion is not in the order of the documents"
     assert np.isfinite(first.values).all(), "suspicion is not finite"
     assert np.array_equal(first.values, second.values), "the same call gave another suspicion"
-    assert first.detector and first.told, "suspicion must say its detector and what it was told"
+    assert first.detector, "suspicion must say its detector"
+    assert first.told, "suspicion must say what the detector was told"
     return first
 
 

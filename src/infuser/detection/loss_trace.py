@@ -1,0 +1,43 @@
+"""Mean training loss: the plain baseline that every other detector has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from infuser.attribution.loss_trace import LossTrace
+from infuser.checkpoints import Run
+from infuser.data.dataset import Dataset
+from infuser.training import Observer
+from infuser.types import Measurement, Suspicion
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """The loss of each document averaged over training (or minus its margin, `aum`). Blind.
+
+    Assumes that bad documents are learnt late. That holds for wrong labels, where nothing here does better; it fails
+    for edits that keep the label and make a document easier to learn, or that are as easy as any other: inserted copies
+    of one document teach each other.
+
+    Reads the trace of any loss or f-INE observer of these data.
+
+    Args:
+        statistic: mean, final (of the last checkpoint; needs no trace) or aum; see attribution.loss_trace.
+        every: steps per recorded step of its own observer; by default as many as leave 130.
+    """
+
+    statistic: Literal["mean", "final", "aum"] = "mean"
+    every: int | None = None
+
+    def observers(self, data: Dataset, measurement: Measurement | None = None) -> tuple[Observer, ...]:
+        """Return the observer of losses; none where the final loss is read."""
+        return () if self.statistic == "final" else (LossTrace(self.statistic, self.every).observer(data),)
+
+    def suspicion(self, run: Run, data: Dataset, measurement: Measurement | None = None) -> Suspicion:
+        """Return the statistic of every document.
+
+        Raises:
+            InfuserError: the run holds no trace of losses on `data`.
+        """
+        return LossTrace(self.statistic, self.every).suspicion(run, data)
