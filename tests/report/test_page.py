@@ -286,7 +286,7 @@ def test_axe_finds_no_violation(browser: Any, full: Path, scheme: str, width: in
 @pytest.mark.skipif(not AXE, reason="axe-core is missing: install axe-playwright-python, or set INFUSER_AXE")
 def test_axe_would_see_a_violation(visit: Visit) -> None:
     assert violations(visit.page) == []
-    visit.page.evaluate("document.querySelector('input').parentElement.outerHTML = '<input>'")
+    visit.page.evaluate("document.querySelector('.cards input').parentElement.outerHTML = '<input>'")
     assert [found.partition(":")[0] for found in violations(visit.page)] == ["label"]
 
 
