@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from infuser import models
+from infuser.attribution.f_recorder import Recorder
 from infuser.data import digits
 from infuser.data.dataset import Dataset
 from infuser.data.mnist import mnist
+from infuser.training import Moment
 from infuser.types import Builder, Recipe
 
 
@@ -25,17 +28,47 @@ class Case:
     recipe: Recipe
 
 
+TABLES = ("inside", "outside", "noise", "losses")
+
+
+class Table:
+    """Keeps what f-INE's observer adds at every recorded step: the T x N table that new statistics are tried on."""
+
+    def __init__(self, inner: Recorder) -> None:
+        self.inner, self.name = inner, inner.name
+        self.rows: dict[str, list[np.ndarray]] = {name: [] for name in TABLES}
+        self.before = dict.fromkeys(TABLES, 0.0)
+
+    def step(self, moment: Moment) -> None:
+        recorded = self.inner._recorded
+        self.inner.step(moment)
+        if self.inner._recorded > recorded:
+            for name in TABLES:
+                now = self.inner._sums[name].copy()
+                self.rows[name].append((now - self.before[name]).ravel().astype(np.float32))
+                self.before[name] = now
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {f"table {name}": np.stack(values) for name, values in self.rows.items()}
+
+    def trace(self) -> Any:
+        return self.inner.trace()
+
+
 def case(name: str) -> Case:
     """Return a case by name: mnist-0, digits-0, generated-0 or cnn-0, the number being the data seed.
 
-    Other recipes for calibration: digits_e5-0 trains 5 epochs, digits_b10-0 in batches of 10.
+    mnistweak-0 has the documents of mnist-0 and a training that ends before wrong labels are memorised. For calibration
+    digits_e5-0 trains 5 epochs, digits_b10-0 in batches of 10.
     """
     kind, seed = name.split("-")
     kind, *changes = kind.split("_")
     rng = np.random.default_rng([int(seed), 17])
-    if kind == "mnist":
+    if kind in ("mnist", "mnistweak"):
         train, test = (pooled(part) for part in mnist(os.environ["INFUSER_DATA"]))
-        builder, recipe = partial(models.mlp, hidden=(32, 32)), Recipe(epochs=20, batch_size=50, lr=0.2)
+        builder, recipe = partial(models.mlp, hidden=(64, 64)), Recipe(epochs=30, batch_size=50, lr=0.5)
+        if kind == "mnistweak":
+            builder, recipe = partial(models.mlp, hidden=(32, 32)), Recipe(epochs=20, batch_size=50, lr=0.2)
     elif kind in ("digits", "cnn"):
         train, test = digits(seed=int(seed))
         builder, recipe = partial(models.mlp, hidden=(32, 32)), Recipe(epochs=20, batch_size=50, lr=0.2)
