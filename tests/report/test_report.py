@@ -236,6 +236,32 @@ def test_forest_places_values_where_they_belong() -> None:
     assert "n = 20 probes, 3 seeds" in accent_means["text"][0]
 
 
+def test_panels_that_share_their_names_share_their_rows() -> None:
+    def drawn(second: list[str]) -> Row:
+        effects = [material.effect(arm, 0.5, 0.1, "log_odds") for arm in ("noise", "edit", "random_docs")]
+        effects += [material.effect(arm, 0.01, 0.1, "probability") for arm in second]
+        (section,) = sections(effects)
+        (row,) = (block for block in section.blocks if isinstance(block, Row))
+        return row
+
+    row = drawn(["random_docs", "edit", "noise"])
+    names = [figure.spec["layout"]["yaxis"]["ticktext"] for figure in row.figures]
+    assert names == [["edit", "noise", "random docs"]] * 2
+    assert row.layout == "forest"
+    black_means = row.figures[1].spec["data"][2]
+    assert black_means["y"] == [-1, -2]
+    assert [text.partition(" − ")[0] for text in black_means["text"]] == ["noise", "random docs"]
+    assert drawn(["edit", "noise"]).layout == "stack"  # other rows: every panel says its own
+
+
+def test_each_control_has_its_own_zero_line() -> None:
+    effects = [material.effect("edit", 0.5, 0.1, "log_odds", control) for control in ("clean", "noise")]
+    (section,) = sections([*effects, material.effect("noise", 0.1, 0.1, "log_odds")])
+    rows = [block for block in section.blocks if isinstance(block, Row)]
+    assert [row.caption.partition(",")[0] for row in rows] == ["Difference from clean", "Difference from noise"]
+    assert [len(row.figures[0].spec["layout"]["yaxis"]["ticktext"]) for row in rows] == [2, 1]
+
+
 def test_insertion_gets_its_own_axis_only_when_it_would_flatten_the_rest() -> None:
     def drawn(insertion: float) -> list[int]:
         effects = [

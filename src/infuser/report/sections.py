@@ -91,9 +91,9 @@ def _compared(parts: Sequence[object]) -> Section | None:
 
 def _effects(parts: Sequence[object]) -> Section | None:
     regimes = of(parts, Regime)
-    loose = tuple(of(parts, Effect))
-    if loose:
-        regimes = [*regimes, Regime("", loose, control=loose[0].control)]
+    loose = of(parts, Effect)
+    for control in dict.fromkeys(effect.control for effect in loose):
+        regimes.append(Regime("", tuple(e for e in loose if e.control == control), control=control))
     if not regimes:
         return None
     blocks: list[Block] = []
@@ -129,17 +129,23 @@ def _regime(regime: Regime, named: bool) -> Sequence[Block]:
 def _forests(effects: Sequence[Effect], title: str) -> list[Row]:
     """Return a row of forest plots, one a measure, that share their arms; insertion below if it needs its own axis."""
     measures = by_measure(sorted(effects, key=lambda e: e.arm != "edit"))
-    apart = {e.arm for e in _apart(next(iter(measures.values()), []))}
+    first = next(iter(measures.values()), [])
+    apart = {e.arm for e in _apart(first)}
+    place = {e.arm: i for i, e in reversed(list(enumerate(first)))}  # one order of rows for all measures
     rows = []
     for heading, wanted in ((title, False), ("Explicit insertion of the probe, on its own axis", True)):
-        figures = []
+        figures, named = [], []
         for group in measures.values():
-            chosen = [e for e in group if (e.arm in apart) is wanted]
+            chosen = sorted(
+                (e for e in group if (e.arm in apart) is wanted), key=lambda e: place.get(e.arm, len(place))
+            )
             if chosen:
                 labels = [arm_name(e.arm) for e in chosen]
+                named.append(labels)
                 figures.append(forest.forest(chosen, labels, [e.arm == "edit" for e in chosen], heading))
-        same = len({f.height for f in figures}) == 1
         if figures:
+            # Only figures of exactly the same rows may leave out their names.
+            same = all(labels == named[0] for labels in named)
             rows.append(forest.shared(figures) if same else Row(tuple(figures)))
     return rows
 
