@@ -1,0 +1,84 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from infuser.data.text import texts_of
+from infuser.errors import InfuserError
+from infuser.studies.stories import Stories, case, fine_tuned, load, prepare, run_stories
+from infuser.types import Recipe
+
+pytest.importorskip("transformers")
+TINY = Stories(
+    context=64, n_train=120, replay=0.5, k=2, pairs=(("dog", "cat"),), craft=4,
+    held_out=4, tried=6, rounds=1, fit_documents=8,
+    seeds=(0, 1), others=("ball",), controls=("clean_rewrite", "insert_k", "swap"),
+    recipe=Recipe(epochs=1, batch_size=8, lr=1e-3, optimizer="adamw"),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model beside the first 600 stories: reading all of them takes longer than the test."""
+    root = os.environ.get("INFUSER_DATA")
+    if not root:
+        pytest.skip("INFUSER_DATA is not set")
+    made = tmp_path_factory.mktemp("stories")
+    (made / "stories260K").symlink_to(Path(root) / "stories260K")
+    mark = "<|endoftext|>"
+    texts = (Path(root) / "tinystories.txt").read_text().split(mark)[:600]
+    (made / "tinystories.txt").write_text(mark.join(texts))
+    return str(made)
+
+
+def test_the_study_runs_from_files_and_states_every_arm(folder: str, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    value = run_stories(replace(TINY, data_folder=folder), tmp_path)
+    regime = value["regimes"]["last_epoch"]
+    assert set(regime["arms"]) == {"edit", "clean_rewrite", "insert_k", "swap"}
+    assert set(regime["arms"]["edit"]) == {
+        "contrast", "log_p_target", "log_p_probe", "wins", "neg_token_loss", "elsewhere_ball",
+    }  # fmt: skip
+    facts = value["cases"]["cat-dog"]
+    assert facts["share_mean"] <= TINY.share
+    assert facts["perplexity_ratio"] > 1
+    assert len(list((tmp_path / "edits" / "cat-dog" / "after").iterdir())) == 2
+    arms = regime["arms"]["edit"]
+    apart = arms["log_p_target"]["mean"] - arms["log_p_probe"]["mean"]
+    assert arms["contrast"]["mean"] == pytest.approx(apart, abs=1e-4)
+
+
+def test_sets_are_disjoint_and_the_replayed_part_is_the_end_of_the_epoch(folder: str) -> None:
+    from dataclasses import replace
+
+    from infuser.training import epoch_order
+
+    settings = replace(TINY, data_folder=folder)
+    material = load(settings)
+    sets = [set(part.ids.tolist()) for part in (material.train, material.craft, material.held_out)]
+    assert sum(map(len, sets)) == len(set().union(*sets))
+    run, replayed = fine_tuned(settings, material)
+    order = material.train.ids[epoch_order(material.train.ids, settings.recipe, 0)]
+    assert set(replayed.ids.tolist()) == set(order[60:].tolist())
+    assert [c.epoch for c in run.checkpoints] == [0, 1]
+    setup = prepare(settings, material, run, replayed)
+    made = case(settings, material, setup, "dog", "cat")
+    craft, judged = ({q.split("@")[0] for q in c.queries} for c in (made.craft, made.measures[0].inner))
+    assert not craft & judged
+    # The documents of insert_k come from the craft half, and show the target where the probe stood.
+    edit = made.own["insert_k"](_first(setup.data))
+    assert all("dog" in text and " cat " not in text for text in texts_of(edit.after, material.codec))
+
+
+def _first(data):
+    from infuser.types import Edit
+
+    some = data[data.ids[:2]]
+    return Edit(some.ids, some.inputs, some.inputs, some.targets, some.targets, None, "nothing")
+
+
+def test_a_missing_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INFUSER_DATA", raising=False)
+    with pytest.raises(InfuserError, match="no folder of stories is given"):
+        load(TINY)
