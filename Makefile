@@ -1,5 +1,5 @@
 # make demo      a complete run on digits, with a report
-# make test      all tests            make check   formatter, linter, types, import contract, doctests, examples
+# make test      all tests            make check   formatter, linter, types, import contract, doctests, examples, docs
 # make test-slow bench docs venv clean
 #
 # PYTHON=python3.12        the interpreter that .venv is made from (3.11 or newer)
@@ -70,6 +70,7 @@ check: $(VENV)/.installed-dev
 		echo "$$example"; example="$$PWD/$$example"; \
 		(cd "$$out" && $(ONE_THREAD) "$$python" "$$example") || { echo "failed: $$example" >&2; exit 1; }; \
 	done
+	$(MAKE) docs
 
 bench: $(VENV)/.installed-bench
 	@set -e; for bench in benchmarks/*.py; do \
@@ -78,7 +79,7 @@ bench: $(VENV)/.installed-bench
 	done
 
 docs: $(VENV)/.installed-docs
-	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(ONE_THREAD) $(PY) -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 
 clean:
 	rm -rf $(VENV) build dist docs/_build docs/gallery docs/api .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -24,7 +24,7 @@ exclude_patterns = ["_build", "_templates", "gallery/GALLERY_HEADER.rst", "sg_ex
 templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_theme = "alabaster"
-html_theme_options = {"description": "Shape and audit model behaviour through training data", "page_width": "1080px"}
+html_theme_options = {"description": "Shape and audit model behaviour through training data", "page_width": "1280px"}
 html_show_copyright = False
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
