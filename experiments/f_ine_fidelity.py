@@ -63,12 +63,13 @@ def truth(made: Case, seeds: int) -> None:
     named, points = subsets(made)
     folder = RUNS / made.name
     folder.mkdir(parents=True, exist_ok=True)
+    randomness = "order" if "_order" in made.name else "init+order"
     for start in range(FIRST_SEED, FIRST_SEED + seeds, SLICE):
         path = folder / f"truth-{start}.npz"
         if path.exists():
             continue
         part = true_influence(
-            made.builder, made.data, made.recipe, named, made.test[points], range(start, start + SLICE), "init+order"
+            made.builder, made.data, made.recipe, named, made.test[points], range(start, start + SLICE), randomness
         )
         save(part, path)
         print(

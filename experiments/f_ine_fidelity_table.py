@@ -55,7 +55,13 @@ def case_rows(case: str, truth: TrueInfluence, stored: list[dict]) -> list[dict]
         )
 
     halves, corrected = truth.split_half()
-    row("split-half of true self mu", "truth", halves, by_spearman_brown=corrected, seeds_of_truth=len(truth.seeds))
+    row(
+        "split-half of true self mu",
+        f"truth, {truth.randomness}",
+        halves,
+        by_spearman_brown=corrected,
+        seeds_of_truth=len(truth.seeds),
+    )
     row("models a minute", "batched", 60 * truth.models / truth.seconds, n=truth.models)
     wrong = np.array([name.startswith("wrong 1") for name in names])
     row("true self mu, wrong single, median", "truth", np.median(own[wrong]), n=int(wrong.sum()))
