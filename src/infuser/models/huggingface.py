@@ -65,13 +65,13 @@ class HuggingFace:
 
     Attributes:
         name: a folder, or a name on the hub.
-        attention: the fused kernel, or the written-out one (slower; every derivative).
+        attention: the kernel: the model's default, the fused one, or the written-out one (slower; every derivative).
         lora: adapters to train instead of the model's own weights.
         pretrained: with the stored weights, else drawn anew (the folder then needs config.json alone).
     """
 
     name: str
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
     lora: LoRA | None = None
     pretrained: bool = True
 
@@ -97,7 +97,9 @@ class HuggingFace:
             remedy = "encode the documents with the model's own tokenizer"
             raise InfuserError("another vocabulary", got=n_outputs, expected=config.vocab_size, remedy=remedy)
         auto: Any = transformers.AutoModelForCausalLM
-        options = {"attn_implementation": self.attention, "dtype": torch.float32, "trust_remote_code": False}
+        options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False}
+        if self.attention != "auto":
+            options["attn_implementation"] = self.attention
         with _quiet():
             if self.pretrained:
                 inner = _loaded(lambda: auto.from_pretrained(self.name, use_safetensors=True, **options), self.name)

@@ -71,7 +71,7 @@ class Stories:
     n_train: int = 2000
     replay: float = 0.2
     recipe: Recipe = field(
-        default_factory=lambda: Recipe(epochs=1, batch_size=8, lr=1e-3, optimizer="adamw", threads=1)
+        default_factory=lambda: Recipe(epochs=1, batch_size=8, lr=1e-4, optimizer="adamw", threads=1)
     )
     fit_documents: int = 200
     damping: Damping = field(default_factory=Damping)
