@@ -125,6 +125,14 @@ def test_show_prints_the_table(folder: Path) -> None:
     assert "95 % interval" in output
 
 
+def test_reports_compare_runs(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "two.html"
+    code, output = _invoke("report", str(folder), "--out", str(out))
+    assert code == 0, output
+    assert "mlp" in out.read_text()
+    assert _invoke("report", str(folder), str(folder), "--out", str(out))[0] == 2
+
+
 @pytest.mark.parametrize("method", ["tracin", "similarity"])
 def test_attribute_writes_scores_of_all_documents(folder: Path, tmp_path: Path, method: str) -> None:
     path = tmp_path / "scores.parquet"

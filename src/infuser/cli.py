@@ -92,6 +92,23 @@ def show(folder: RunFolder) -> None:
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders to compare.")],
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("comparison.html"),
+) -> None:
+    """Write one HTML file that compares several finished runs."""
+    with _said("infuser report RUN... --out FILE"):
+        from infuser.report import compare_results
+        from infuser.report import report as write
+        from infuser.storage import read_json
+
+        results = {folder.name: read_json(folder / "results.json") for folder in folders}
+        if len(results) != len(folders):
+            raise InfuserError("two run folders have the same name", got=", ".join(str(f) for f in folders))
+        typer.echo(f"Wrote {write(out, *compare_results(results), title='Runs compared')}")
+
+
+@app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the configuration.")] = Path("infuser.yaml"),
     like: Annotated[str, typer.Option("--like", help="The preset to start from.")] = "digits",

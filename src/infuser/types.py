@@ -493,7 +493,8 @@ class Estimate:
 
     def __str__(self) -> str:
         shown = f"[{self.interval[0]:.3g}, {self.interval[1]:.3g}]" if self.interval else "no interval"
-        return f"{self.value:.3g} {shown} (n = {self.n} {self.unit_of_n}, {len(self.seeds)} seeds)"
+        seeds = f", {len(self.seeds)} seeds" if self.seeds else ""
+        return f"{self.value:.3g} {shown} (n = {self.n} {self.unit_of_n}{seeds})"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from infuser.config import dump
 from infuser.perturbation.distances import edit_distances
 from infuser.perturbation.perturb import take
-from infuser.report import EditView, Metric, PredictedMeasured, ProbeView, from_results, report
+from infuser.report import Documents, EditView, Metric, PredictedMeasured, ProbeView, from_results, report
 from infuser.studies.parts import Part
 from infuser.studies.results import pooled_trials
 from infuser.studies.study import Study
@@ -30,6 +30,7 @@ def write_report(path: Path, study: Study, parts: Mapping[str, Part], results: M
         *_predicted(study, results),
         *_edits(study, parts),
         study.scores,
+        Documents(study.data.ids, study.data.inputs, study.data.targets, study.data.classes, _edited(parts)),
     ]
     report(path, *shown, title=f"Infusion on {study.data.name}, {study.settings.model}")
 
@@ -69,10 +70,18 @@ def _edits(study: Study, parts: Mapping[str, Part]) -> Iterator[EditView]:
         rows = np.argsort(-gains, kind="stable")[:SHOWN]
         shown = take(edit, rows, edit.made_by)
         distances = edit_distances(shown)
-        named = {"Linf (1/255)": distances["linf_255"], "L2": distances["l2"], "SSIM": distances["ssim"]}
+        named = {
+            "Linf (1/255)": distances["linf_255"],
+            "L2 (pixel range 1)": distances["l2"],
+            "SSIM": distances["ssim"],
+        }
         influence = study.scores.values[q][study.data.positions(shown.ids)]
         title = f"Edited for probe {study.probes.queries[q]}: {len(shown)} of {len(edit)} documents, by predicted gain"
         yield EditView(shown, title, study.data.classes, influence, named)
+
+
+def _edited(parts: Mapping[str, Part]) -> tuple[int, ...]:
+    return tuple(sorted({int(i) for part in parts.values() if part.edit is not None for i in part.edit.ids}))
 
 
 def _pair(values: list[float] | None) -> tuple[float, float] | None:
