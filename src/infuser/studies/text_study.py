@@ -196,8 +196,10 @@ def results(trials: Trials, facts: Mapping[str, Any]) -> dict[str, Any]:
     effects = [_block(compare(trials, arm, control, PRIMARY)) for arm, control in pairs]
     clean = {m: trials.where(arm="clean", measure=m) for m in measures}
     drift = {m: _drift(rows) for m, rows in clean.items()}
+    untreated = {m: {p: float(r.value[r.probe == p].mean()) for p in np.unique(r.probe)} for m, r in clean.items()}
+    regime = {"unit": "nats", "arms": table, "effects": effects, "clean": untreated, "clean_drift": drift}
     return {
-        "regimes": {"last_epoch": {"unit": "nats", "arms": table, "effects": effects, "clean_drift": drift}},
+        "regimes": {"last_epoch": regime},
         "cases": dict(facts),
     }
 
