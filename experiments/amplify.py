@@ -25,10 +25,11 @@ from infuser.types import Estimate
 
 RESULT = Path(__file__).parent / "results" / "amplify.json"
 PROBE = "cat"
-TARGETS = (
+NAMES = (
     "dog bird girl boy bear fish frog rabbit mouse duck cow horse pig lion fox monkey owl sheep bee ant tiger wolf "
     "squirrel elephant goat snake turtle zebra camel eagle whale shark lizard otter walrus lobster"
-).split()  # noqa: SIM905
+)
+TARGETS = NAMES.split()
 BASE = Stories(
     n_train=3000, k=30, mode="token", pairs=tuple((target, PROBE) for target in TARGETS), craft=32, held_out=64,
     tried=32, rounds=2, controls=(), others=(), seeds=(101, 102),
