@@ -18,6 +18,7 @@ from infuser.attribution.attribute import attribute
 from infuser.attribution.estimators import auc, estimate, gauss
 from infuser.attribution.f_ine import FInfluence
 from infuser.attribution.loss_trace import LossTrace
+from infuser.attribution.per_document import by_vmap
 from infuser.data import digits
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
@@ -131,6 +132,29 @@ def test_products_equal_those_of_full_gradients(name):
     # The oracle tells a missing parameter apart.
     part = full[:, : full.shape[1] // 2]
     assert relative(seen.own, (part @ part.T).diagonal()) > 1e-3
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_products_of_language_models_equal_those_of_full_gradients(tied):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 16, (14, 9))
+    ids[3, 6:] = -1  # padding
+    data = Dataset(ids, np.where(ids < 0, -100, ids), "causal_lm", 16)
+    builder = partial(models.tiny_gpt, width=8, depth=1, heads=2, tied=tied)
+    method = FInfluence(every=1, partners=14)
+    run = train(builder, data, Recipe(epochs=6, batch_size=3, lr=0.5), observers=[method.observer(data)])
+    model = run.model()
+    params, task = trainable(model), task_of(data)
+    layers = signals.supported_layers(model, params, data)
+    assert layers is not None
+    partners = data.batch(np.array([3, 7, 11]))
+    rows = flatten(by_vmap(model, params, task, data.batch(np.arange(14))), 1).double()
+    seen = signals.own_signals(model, params, task, data, partners, layers)
+    assert relative(seen.own, (rows @ rows.T).diagonal()) < 1e-5
+    assert relative(seen.cross, rows @ rows[[3, 7, 11]].T) < 1e-5
+    assert seen.read.margins is None
+    np.testing.assert_allclose(seen.read.losses, -Losses(data)(model, params), rtol=1e-5)
+    assert (method.score(run, data).values > 0).all()
 
 
 def relative(got, expected):
