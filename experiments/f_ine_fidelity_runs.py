@@ -54,7 +54,7 @@ def observe(made: Case, folder: Path) -> None:
         ]
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / f"table-{seed}.npz", **table.arrays())
-        write_json(path, {"names": list(named), "sizes": [len(x) for x in named.values()], **found})
+        write_json(path, {"names": list(named), "singles": singles, "sizes": [len(x) for x in named.values()], **found})
         print(f"{made.name} run {seed}: {time.perf_counter() - begun:.0f} s", flush=True)
 
 

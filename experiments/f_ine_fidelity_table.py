@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from f_ine_candidates import candidates
 from f_ine_fidelity import FIRST_SEED, true_mu_of
 from scipy.stats import spearmanr
 
@@ -22,6 +23,11 @@ def write(runs: Path, out: Path) -> None:
     for folder in sorted(runs.iterdir()):
         stored = [json.loads(path.read_text()) for path in sorted(folder.glob("run-?.json"))]
         if stored and list(folder.glob("truth-????.npz")):
+            for path, run in zip(sorted(folder.glob("table-?.npz")), stored, strict=True):
+                with np.load(path) as table:
+                    run["tried"] = {name: values[run["singles"]] for name, values in candidates(table).items()}
+                product = np.array(run["self"]["f-INE snr"]) * np.array(run["self"]["training loss, mean"])
+                run["self"]["tried: snr x mean loss"] = product.tolist()
             rows += case_rows(folder.name, true_mu_of(folder.name), stored)
     write_json(out, {"name": "f_ine_fidelity", "claim": CLAIM, "rows": rows, "environment": environment()})
     for row in rows:
@@ -80,6 +86,14 @@ def case_rows(case: str, truth: TrueInfluence, stored: list[dict]) -> list[dict]
             clear = (sizes == 1) & (own > 0.3)
             ratio = np.median(estimates[:, clear] / own[clear], axis=1).mean() if clear.any() else np.nan
             row("self mu over truth, median", method, ratio, n=int(clear.sum()))
+    for name in stored[0]["tried"]:
+        estimates = np.array([run["tried"][name] for run in stored])
+        row(
+            "Spearman with true self mu, singles",
+            f"tried: {name}",
+            *by_run(estimates, own[sizes == 1]),
+            int((sizes == 1).sum()),
+        )
     first, second = (truth.take(np.arange(start, len(truth.seeds), 2)).mu() for start in (0, 1))
     error = np.sqrt(np.mean((first - second) ** 2)) / 2
     clear = np.abs(on_points) > 2 * error
