@@ -19,6 +19,7 @@ from infuser.data import digits
 
 TINY = {
     "model": "mlp",
+    "model_options": "{hidden: [32]}",
     "limit": "300",
     "recipe": "{epochs: 3, batch_size: 32, lr: 0.1, threads: 1}",
     "probes": "3",
@@ -133,7 +134,7 @@ def test_reports_compare_runs(folder: Path, tmp_path: Path) -> None:
     assert _invoke("report", str(folder), str(folder), "--out", str(out))[0] == 2
 
 
-@pytest.mark.parametrize("method", ["tracin", "similarity"])
+@pytest.mark.parametrize("method", ["tracin", "similarity", "f-ine"])
 def test_attribute_writes_scores_of_all_documents(folder: Path, tmp_path: Path, method: str) -> None:
     path = tmp_path / "scores.parquet"
     code, output = _invoke("attribute", str(folder), "--method", method, "--out", str(path))

@@ -15,6 +15,7 @@ Direction
 Edit
 Effect
 Estimate
+FInfluence
 GradientMatching
 GradientSimilarity
 Influence
@@ -22,8 +23,10 @@ InfuserError
 L2
 Linf
 Local
+LossTrace
 PGD
 Pool
+PostEdit
 Recipe
 Run
 Scores
@@ -31,15 +34,22 @@ Suspicion
 TRAK
 TracIn
 Trials
+Unrolled
 __version__
 arms
 attribute
 compare
 data
+detect
+detection
+find
 fit_dense
 fit_ekfac
 fit_kfac
+flips
 identity
+lds
+leave_some_out
 load_edit
 measure
 models
@@ -49,6 +59,9 @@ retrain
 save_edit
 self_influence
 train
+transfer
+true_influence
+write_images
 """
 
 

@@ -129,7 +129,7 @@ def init(
 def attribute(
     folder: RunFolder,
     method: Annotated[
-        str, typer.Option("--method", help="influence, tracin, similarity, trak or f-ine.")
+        str, typer.Option("--method", help="influence, no-curvature, tracin, similarity, trak or f-ine.")
     ] = "influence",
     top: Annotated[int, typer.Option("--top", help="Documents to print per probe.")] = 5,
     out: Annotated[Path | None, typer.Option("--out", help="Parquet file; scores-METHOD.parquet by default.")] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, final
 
 import numpy as np
 import torch
@@ -13,8 +13,12 @@ from torch.func import functional_call
 
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
+from infuser.params import trainable
 from infuser.tasks import losses, task_of
-from infuser.types import Array, Params
+from infuser.types import Array, Measurement, Params
+
+if TYPE_CHECKING:
+    from infuser.checkpoints import Run
 
 _CHUNK = 512  # documents a forward pass; results do not depend on it
 
@@ -260,6 +264,13 @@ class Custom:
     def queries(self) -> tuple[str, ...]:
         """Numbered names."""
         return tuple(f"{self.name} {q}" for q in range(self.n))
+
+
+def values(run: Run, measurement: Measurement, checkpoint: int = -1) -> Array:
+    """Return f at a checkpoint of a run, shape (Q,)."""
+    model = run.model(checkpoint)
+    with torch.no_grad():
+        return cast(Array, measurement(model, trainable(model)).double().cpu().numpy())
 
 
 def predictions(model: nn.Module, params: Params, documents: Dataset) -> Array:

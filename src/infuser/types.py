@@ -224,6 +224,9 @@ class Scores:
     def __len__(self) -> int:
         return len(self.values)
 
+    def __str__(self) -> str:
+        return f"Scores of {len(self.ids)} documents for {len(self)} queries: {self.method} [{self.unit}]"
+
     def __getitem__(self, q: int) -> Scores:
         return replace(self, values=self.values[q : q + 1 or None], queries=(self.queries[q],))
 
@@ -345,6 +348,9 @@ class Edit:
         from infuser.html import edit_html
 
         return edit_html(self)
+
+    def __str__(self) -> str:
+        return f"Edit of {len(self)} documents within {self.constraint or 'no ball'}: {self.made_by}"
 
     def undo(self) -> Edit:
         """Return the edit that puts every document back."""

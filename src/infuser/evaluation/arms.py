@@ -11,7 +11,7 @@ from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.types import Arm, Array, Edit
 
-CONTROLS = ("clean", "noise", "random_docs", "insert_1", "insert_k")
+CONTROLS = ("clean", "noise", "insert_1", "insert_k")  # what can be made of an edit and a probe alone
 _REASONS = {
     "clean": "the training data as they are: what retraining changes by itself",
     "noise": "the edit's own pixel differences, shuffled within each document with random signs: as large, but aimless",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from infuser.attribution.attribute import attribute
+from infuser.attribution.f_ine import FInfluence
 from infuser.attribution.similarity import GradientSimilarity
 from infuser.attribution.tracin import TracIn
 from infuser.attribution.trak import TRAK
@@ -16,6 +17,7 @@ from infuser.evaluation.stats import compare
 from infuser.perturbation.export import undo_images, write_images
 from infuser.perturbation.manifest import load_edit, save_edit
 from infuser.studies.study import Experiment, Start, Study, prepare
+from infuser.training import train
 from infuser.types import Arm, Scores
 
 
@@ -41,8 +43,16 @@ def attribute_run(folder: Path, method: str, out: Path, *, allow_code: bool = Fa
         "similarity": GradientSimilarity(),
         "trak": TRAK(),
     }
+    if method == "f-ine":
+        # mu belongs to a training, not to a checkpoint: the run is trained again under observation, to the same bits.
+        finder = FInfluence()
+        watch = finder.observer(study.data, study.probes)
+        run = train(study.run.builder, study.data, study.settings.recipe, observers=[watch])
+        scores = attribute(finder, run, study.data, study.probes)
+        scores.to_parquet(out)
+        return scores
     if method not in scorers:
-        raise InfuserError("unknown attribution method", got=method, expected=", ".join(scorers))
+        raise InfuserError("unknown attribution method", got=method, expected=", ".join([*scorers, "f-ine"]))
     scores = attribute(scorers[method], study.run, study.data, study.probes)
     scores.to_parquet(out)
     return scores

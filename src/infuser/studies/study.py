@@ -193,7 +193,11 @@ def _builder(name: str, options: Mapping[str, Any], allow_code: bool) -> Builder
     function = resolve(name, infuser.models, allow_code)
     unknown = sorted(set(options) - set(inspect.signature(function).parameters))
     if unknown:
-        raise InfuserError(f"{name} has no option {unknown[0]}", expected=str(inspect.signature(function)))
+        raise InfuserError(
+            f"{name} has no option {unknown[0]}",
+            expected=str(inspect.signature(function)),
+            remedy="pass --set 'model_options={}' for none",
+        )
     return partial(function, **options) if options else function
 
 
