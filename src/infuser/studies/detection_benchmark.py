@@ -1,0 +1,294 @@
+"""The detection benchmark: attacks x detectors x seeds, after and before the edit, and what removing suspects undoes.
+
+A job is one attack under one seed. The seed draws the probe, initialises the model and orders the data, so that each
+job has a base model of its own, and the unit of every interval is the seed:
+
+    train on the clean data, observed -> attack -> train on the edited data, observed -> every detector on both
+    -> drop the top suspects (weight 0), retrain from scratch under other seeds, measure the behaviour
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import infuser.models
+from infuser import detection
+from infuser.checkpoints import Run
+from infuser.config import dump, resolve
+from infuser.data.dataset import Dataset
+from infuser.data.source import load
+from infuser.errors import InfuserError
+from infuser.evaluation.finding import Finding, find, lift
+from infuser.evaluation.retrain import retrain
+from infuser.evaluation.stats import compare, mean_estimate
+from infuser.executors import Executor, Local, Pool
+from infuser.measure import Accuracy
+from infuser.report import Caveat, Detection, DetectorResult, Provenance, Summary, report
+from infuser.storage import write_json
+from infuser.studies.environment import environment
+from infuser.studies.folder import opened
+from infuser.studies.parts import Part, completed, determinants, key_of
+from infuser.studies.poisons import Attack, Poison, behaviour, poison
+from infuser.studies.suspects import Effort, Search, observed, recall_at, search
+from infuser.training import without_traces
+from infuser.types import Arm, Array, Builder, Edit, Estimate, Measurement, Recipe, Suspicion, Trials
+
+SCHEMA = 1
+_SHOWN = ("roc_auc", "recall_at_k")  # drawn in the report; all are in results.json
+
+
+@dataclass(frozen=True)
+class DetectionBenchmark:
+    """All settings of the benchmark.
+
+    Attributes:
+        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME.
+        data_folder: where the files of a named data set lie.
+        limit: training documents, chosen by seed 0; None means all.
+        model: a name in infuser.models, or module:function.
+        recipe: of every training; its seed is replaced by the job's.
+        attacks: which are made.
+        poison: how they are made.
+        effort: what detectors may cost.
+        seeds: base models, each with a probe of its own.
+        remove: detectors whose top suspects are removed, at 1x and 3x the edited number; none skips retraining.
+        retrain_seeds: of the models that are trained after the removal.
+        workers: processes that jobs run in; 1 stays in this process.
+    """
+
+    data: str = "digits"
+    data_folder: str | None = None
+    limit: int | None = None
+    model: str = "simple_cnn"
+    recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.05, threads=1))
+    attacks: tuple[Attack, ...] = (
+        "infusion_top",
+        "infusion_post_edit",
+        "infusion_adaptive",
+        "gradient_matching",
+        "insert_k",
+        "label_flips",
+        "trigger",
+    )
+    poison: Poison = field(default_factory=Poison)
+    effort: Effort = field(default_factory=Effort)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    remove: tuple[str, ...] = ("loss", "fused_blind", "fused_told")
+    retrain_seeds: tuple[int, ...] = (100,)
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "attacks"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise InfuserError(f"{name} must be distinct, and at least one", got=values)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all jobs share."""
+
+    settings: DetectionBenchmark
+    builder: Builder
+    data: Dataset
+    test: Dataset
+
+
+def run_detection_benchmark(
+    settings: DetectionBenchmark,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_code: bool = False,
+    executor: Executor | None = None,
+) -> dict[str, Any]:
+    """Run the benchmark into the folder `out` and return what results.json holds.
+
+    Raises:
+        InfuserError: bad settings or data, or `out` holds another run.
+    """
+    with opened(out, dump(settings), resume=resume, overwrite=overwrite) as folder:
+        made_with = environment()
+        write_json(folder / "environment.json", made_with)
+        data, test = load(settings.data, settings.data_folder, limit=settings.limit)
+        shared = Shared(settings, resolve(settings.model, infuser.models, allow_code), data, test)
+        jobs = {f"{attack}-{seed}": (attack, seed) for seed in settings.seeds for attack in settings.attacks}
+        base = determinants(settings, made_with)
+        # More seeds or attacks leave what was done alone.
+        base["settings"] = {k: v for k, v in base["settings"].items() if k not in ("seeds", "attacks")}
+        keys = {name: key_of({**base, "data": data.content_hash, "job": name}) for name in jobs}
+        how = executor or (Local() if settings.workers == 1 else Pool(settings.workers, settings.recipe.threads or 1))
+        parts = completed(folder, data, jobs, keys, how, partial(detection_job, shared))
+        results = {**summarise(settings, [part.facts for part in parts.values()]), "environment": made_with}
+        write_json(folder / "results.json", results)
+        write_json(folder / "timing.json", {name: part.seconds for name, part in parts.items()})
+        write_report(folder / "report.html", results, dump(settings))
+    return results
+
+
+def detection_job(shared: Shared, job: tuple[str, int]) -> Part:
+    """Make one attack under one seed, search the edited and the clean data, and remove what was found."""
+    begun = time.monotonic()
+    attack, seed = job
+    settings, data = shared.settings, shared.data
+    recipe = settings.recipe.with_(seed=seed)
+    aim = behaviour(attack, shared.test, seed)
+    clean = observed(shared.builder, data, recipe, settings.effort, aim)
+    edit = poison(attack, settings.poison, without_traces(clean.run), data, aim, seed)
+    edited = data.apply(edit)
+    found = observed(shared.builder, edited, recipe, settings.effort, aim)
+    before, after = (search(clean, data, settings.effort, aim), search(found, edited, settings.effort, aim))
+    facts: dict[str, Any] = {"attack": attack, "seed": seed, "k": len(edit), "n": len(data), "made_by": edit.made_by}
+    facts["detectors"] = {name: compared(after, before, name, edit.ids) for name in after.suspicions}
+    trials: dict[str, Trials] = {}
+    if settings.remove:
+        trials["scratch"] = removal(shared, without_traces(found.run), edit, edited, after.suspicions, aim)
+        facts["removal"] = changes(trials["scratch"], aim.name)
+    return Part(trials, edit, facts, round(time.monotonic() - begun, 1))
+
+
+def compared(after: Search, before: Search, name: str, ids: Array) -> dict[str, Any]:
+    """Return the metrics of one detector on the edited data, on the clean data, and their difference."""
+    suspicion = after.suspicions[name]
+    finding = find(suspicion, ids)
+    values: dict[str, Any] = {"told": suspicion.told, "epochs": after.epochs[name], "reasons": finding.reasons}
+    values["after"] = _values(finding) | {"recall_at_3k": float(recall_at(suspicion, ids, [3 * len(ids)])[0])}
+    early = before.suspicions[name]
+    values["before"] = _values(find(early, ids)) | {"recall_at_3k": float(recall_at(early, ids, [3 * len(ids)])[0])}
+    # Within one seed documents are the unit; across seeds see `rows`.
+    values["within"] = {
+        metric: {"lift_ci95": difference.interval, "after_ci95": _interval(finding.estimates[metric])}
+        for metric, difference in lift(suspicion, early, ids).items()
+    }
+    return values
+
+
+def removal(
+    shared: Shared, run: Run, edit: Edit, edited: Dataset, suspicions: Mapping[str, Suspicion], aim: Measurement
+) -> Trials:
+    """Return the behaviour after the top suspects were given weight 0 and the model was trained anew."""
+    settings, k = shared.settings, len(edit)
+    chosen = {name: suspicions[name] for name in settings.remove if name in suspicions}
+    chosen["random"] = detection.RandomOrder(run.recipe.seed).suspicion(run, edited)
+    arms = [
+        Arm("poisoned", edited, "the edited data, nothing removed"),
+        Arm("clean", shared.data, "what perfect knowledge of the originals would give"),
+        Arm("perfect", edited.with_weights(edit.ids, 0), "exactly the edited documents removed"),
+    ]
+    for name, suspicion in chosen.items():
+        for times in (1, 3):
+            top = suspicion.top(min(times * k, len(edited) - 1))
+            reason = f"the {len(top)} most suspicious documents of {name} removed"
+            arms.append(Arm(f"{name} {times}x", edited.with_weights(top, 0), reason))
+    measures = [aim, Accuracy(shared.test)]
+    return retrain(run, arms, measures, settings.retrain_seeds, "scratch")
+
+
+def changes(trials: Trials, measure: str) -> dict[str, dict[str, float]]:
+    """Return arm -> measure -> mean change against the poisoned arm, over queries and retraining seeds."""
+    arms = [arm for arm in dict.fromkeys(trials.arm.tolist()) if arm != "poisoned"]
+    found: dict[str, dict[str, float]] = {}
+    for arm in arms:
+        found[arm] = {name: compare(trials, arm, "poisoned", name).value for name in (measure, "test_accuracy")}
+    return found
+
+
+def summarise(settings: DetectionBenchmark, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what results.json says of finished jobs, but for the environment."""
+    return {
+        "schema": SCHEMA,
+        "dataset": settings.data,
+        "model": settings.model,
+        "n_train": facts[0]["n"],
+        "seeds": sorted({fact["seed"] for fact in facts}),
+        "rows": [row for attack in settings.attacks for row in rows(attack, facts)],
+        "removal": [row for attack in settings.attacks for row in removal_rows(attack, facts)],
+    }
+
+
+def rows(attack: str, facts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield one row per detector, metric and moment (after, before, lift): mean over seeds with its interval."""
+    of = [fact for fact in facts if fact["attack"] == attack]
+    seeds = [fact["seed"] for fact in of]
+    for name in of[0]["detectors"] if of else ():
+        blocks = [fact["detectors"][name] for fact in of]
+        told = blocks[0]["told"]
+        common = {"attack": attack, "detector": name, "told": told, "k": of[0]["k"], "n_documents": of[0]["n"]}
+        common["epochs"] = float(np.mean([block["epochs"] for block in blocks]))
+        for metric in blocks[0]["after"]:
+            columns = {when: [block[when][metric] for block in blocks] for when in ("after", "before")}
+            if any(value is None for value in columns["after"]):
+                reason = blocks[0]["reasons"].get(metric, "not measured")
+                yield {**common, "metric": metric, "when": "after", "value": None, "reason": reason}
+                continue
+            columns["lift"] = list(np.subtract(columns["after"], columns["before"]))
+            for when, values in columns.items():
+                yield {**common, "metric": metric, "when": when, **estimated(values, seeds)}
+
+
+def removal_rows(attack: str, facts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield one row per arm and measure: mean change against the poisoned arm over seeds, with its interval."""
+    of = [fact for fact in facts if fact["attack"] == attack and "removal" in fact]
+    for arm in of[0]["removal"] if of else ():
+        for measure in of[0]["removal"][arm]:
+            values = [fact["removal"][arm][measure] for fact in of]
+            common = {"attack": attack, "arm": arm, "control": "poisoned", "measure": measure}
+            yield {**common, **estimated(values, [fact["seed"] for fact in of])}
+
+
+def estimated(values: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:
+    """Return value, interval, n and what each seed gave."""
+    estimate = mean_estimate(np.asarray(values), "seeds", seeds)
+    shared = {"n": estimate.n, "unit": "seeds", "seeds": list(seeds), "per_seed": [float(v) for v in values]}
+    return {"value": estimate.value, "ci95": estimate.interval, "interval": estimate.method, **shared}
+
+
+def write_report(path: Path, results: Mapping[str, Any], config: str) -> None:
+    """Write report.html: detectors by attack, after and lift, and the effect of removal."""
+    attacks = dict.fromkeys(row["attack"] for row in results["rows"])
+    shown = [_detection(attack, results["rows"]) for attack in attacks]
+    count, n = len(results["seeds"]), results["n_train"]
+    found = tuple(
+        f"{row['attack']}, {row['arm']}: {row['measure']} {row['value']:+.3f} against the poisoned model"
+        f" (n = {row['n']} seeds)"
+        for row in results["removal"]
+        if row["measure"] != "test_accuracy"
+    )
+    asked = f"Which detector finds which attack on {results['dataset']} ({n} documents, {count} base models)?"
+    scope = "A figure holds for this data set, model and budget of the attacker, and for attackers who do not adapt."
+    caveat = Caveat("", scope)
+    provenance = Provenance(config, results["environment"], {"base models": results["seeds"]})
+    report(path, Summary(asked, found), caveat, *shown, provenance, title=f"Detection on {results['dataset']}")
+
+
+def _detection(attack: str, table: Sequence[Mapping[str, Any]]) -> Detection:
+    of = {(row["detector"], row["metric"], row["when"]): row for row in table if row["attack"] == attack}
+    results = tuple(
+        DetectorResult(name, metric, _estimate(row), _estimate(of[name, metric, "lift"]))
+        for (name, metric, when), row in of.items()
+        if when == "after" and metric in _SHOWN
+    )
+    first = next(iter(of.values()))
+    return Detection(attack, (), results, first["k"], first["n_documents"] - first["k"])
+
+
+def _estimate(row: Mapping[str, Any]) -> Estimate:
+    ends = row["ci95"]
+    interval = None if ends is None else (ends[0], ends[1])
+    return Estimate(row["value"], interval, row["n"], tuple(row["seeds"]), "seeds", row["interval"])
+
+
+def _values(finding: Finding) -> dict[str, float | None]:
+    return {name: None if value is None else value.value for name, value in finding.estimates.items()}
+
+
+def _interval(estimate: Estimate | None) -> tuple[float, float] | None:
+    return None if estimate is None else estimate.interval
