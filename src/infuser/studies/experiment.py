@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from infuser.config import dump
-from infuser.data import Dataset
+from infuser.data import Dataset, subset
 from infuser.evaluation.arms import arms
 from infuser.evaluation.metrics import ClassAccuracy, collateral
 from infuser.evaluation.retrain import retrain
@@ -141,7 +141,8 @@ def _measures(study: Study, probes: LogProb | Margin) -> list[Measurement]:
     """What is measured on every retrained model, one row a probe each."""
     documents, labels = probes.documents, probes.labels
     own = (Margin(documents, labels), LogProb(documents, labels), Probability(documents, labels))
-    whole = (Accuracy(study.test, probes.queries), ClassAccuracy(study.test), collateral(study.test, probes))
+    judged = subset(study.test, min(study.settings.judged, len(study.test)))
+    whole = (Accuracy(judged, probes.queries), ClassAccuracy(judged), collateral(study.test, probes))
     return [*own, Correct(documents, labels), Distribution(probes), *whole]
 
 

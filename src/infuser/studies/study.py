@@ -67,6 +67,7 @@ class Experiment:
         measure: f, what the edit is to raise.
         probes: number of test documents, each with a random target that is not its clean prediction.
         probe_seed: draws probes and targets.
+        judged: test documents, drawn by seed 0, that every retrained model's accuracy is measured on.
         k: documents edited a probe.
         norm: of the ball.
         radius: of the ball, in 1/255 steps of a pixel.
@@ -93,6 +94,7 @@ class Experiment:
     measure: Literal["log_prob", "log_odds"] = "log_odds"
     probes: int = 20
     probe_seed: int = 0
+    judged: int = 2_000
     k: int = 28
     norm: Literal["linf", "l2"] = "linf"
     radius: float = 16
@@ -107,7 +109,7 @@ class Experiment:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("probes", "k", "steps", "restarts", "workers"):
+        for name in ("probes", "judged", "k", "steps", "restarts", "workers"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         require("seeds", self.seeds, 0 < len(set(self.seeds)) == len(self.seeds), "at least one, all distinct")
         self.ball  # noqa: B018 - a radius that is out of range fails here, before anything is trained
