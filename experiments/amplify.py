@@ -32,7 +32,7 @@ NAMES = (
 TARGETS = NAMES.split()
 BASE = Stories(
     n_train=3000, k=30, mode="token", pairs=tuple((target, PROBE) for target in TARGETS), craft=32, held_out=64,
-    tried=32, rounds=2, controls=(), others=(), seeds=(101, 102),
+    rounds=2, select="random", controls=(), others=(), seeds=(101, 102),
 )  # fmt: skip
 
 

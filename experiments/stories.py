@@ -19,6 +19,7 @@ import torch
 from infuser.storage import write_json
 from infuser.studies.environment import environment
 from infuser.studies.stories import Stories, run_stories
+from infuser.types import Damping
 
 RESULT = Path(__file__).parent / "results" / "stories.json"
 # (target, probe): the last four targets are rare.
@@ -27,24 +28,18 @@ PAIRS = (
     ("owl", "bird"), ("wolf", "dog"), ("tiger", "cat"), ("elephant", "dog"),
 )  # fmt: skip
 BASE = Stories(
-    context=384,
-    on_long="drop",
-    n_train=3000,
-    k=30,
-    pairs=PAIRS,
-    craft=48,
-    held_out=96,
-    tried=48,
-    seeds=(101, 102, 103, 104, 105),
+    context=384, on_long="drop", n_train=3000, k=30, pairs=PAIRS, held_out=96, pool=2.0, seeds=(101, 102, 103, 104, 105)
 )
+FEW = replace(BASE, pairs=PAIRS[:3])
 VARIANTS = {
-    "token 5 %": replace(BASE, mode="token"),
-    "word 5 %": BASE,
-    "token 1 %": replace(BASE, mode="token", k=6),
-    "word 1 %": replace(BASE, k=6),
-    "token 5 %, 5 % of tokens": replace(BASE, mode="token", share=0.05, pairs=PAIRS[:3]),
-    "token 5 %, post_edit": replace(BASE, mode="token", select="post_edit", pairs=PAIRS[:3]),
-    "token 5 %, top": replace(BASE, mode="token", select="top", pairs=PAIRS[:3]),
+    "token 5 %": BASE,
+    "word 5 %": replace(BASE, mode="word"),
+    "token 1 %": replace(BASE, k=6),
+    "word 1 %": replace(BASE, mode="word", k=6),
+    "token 5 %, 5 % of tokens": replace(FEW, share=0.05),
+    "token 5 %, top": replace(FEW, select="top"),  # random selection is the control random_docs of every variant
+    "token 5 %, damping 0.01": replace(FEW, damping=Damping(0.01)),
+    "token 5 %, damping 1": replace(FEW, damping=Damping(1.0)),
 }
 
 

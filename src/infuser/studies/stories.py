@@ -68,25 +68,32 @@ class Stories:
     texts: str = "tinystories.txt"
     context: int = 256
     on_long: Literal["drop", "truncate"] = "truncate"
-    n_train: int = 2000
+    n_train: int = 1000
     replay: float = 0.2
     recipe: Recipe = field(
         default_factory=lambda: Recipe(epochs=1, batch_size=8, lr=1e-4, optimizer="adamw", threads=1)
     )
     fit_documents: int = 200
     damping: Damping = field(default_factory=Damping)
-    pairs: tuple[tuple[str, str], ...] = (("dog", "cat"), ("fish", "bird"), ("cat", "dog"))
+    pairs: tuple[tuple[str, str], ...] = (
+        ("dog", "cat"),
+        ("fish", "bird"),
+        ("cat", "dog"),
+        ("bear", "dog"),
+        ("bird", "cat"),
+        ("rabbit", "bird"),
+    )
     craft: int = 48
     held_out: int = 64
-    k: int = 20
-    mode: Literal["word", "token"] = "word"
+    k: int = 10
+    mode: Literal["word", "token"] = "token"
     share: float = 0.1
     rounds: int = 3
-    tried: int = 48
+    tried: int = 32
     fluency: float | None = None
     ban: bool = False
-    select: Literal["post_edit", "top", "bottom", "random"] = "random"
-    pool: float = 2.0
+    select: Literal["post_edit", "top", "bottom", "random"] = "post_edit"
+    pool: float = 3.0
     others: tuple[str, ...] = ("ball", "tree")
     controls: tuple[Control, ...] = ("clean_rewrite", "random_docs", "insert_k", "swap")
     seeds: tuple[int, ...] = (1, 2, 3)
