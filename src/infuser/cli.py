@@ -19,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     help="Shape and audit model behaviour through training data.",
 )
+benchmark = typer.Typer(no_args_is_help=True, help="Measure the methods against each other.")
+app.add_typer(benchmark, name="benchmark")
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder that holds the data set's files.")]
@@ -179,6 +181,55 @@ def retrain(
         from infuser.studies.commands import retrain_run
 
         typer.echo(retrain_run(folder, probe, seeds, start, allow_code=allow_code))
+
+
+@app.command()
+def audit(
+    what: Annotated[str, typer.Argument(help="The training set: digits, mnist, folder:PATH, parquet:PATH, ...")],
+    data: Data = None,
+    out: Out = None,
+    settings: Settings = None,
+    plant: Annotated[
+        float, typer.Option("--plant", help="Share of faults to plant in a second run, for recall.")
+    ] = 0.0,
+    export: Annotated[str, typer.Option("--export", help="clean: write the data without the suspects.")] = "none",
+    remove: Annotated[str, typer.Option("--remove", help="Ids that --export leaves out; else the list's head.")] = "",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Rank a training set by suspicion, and say how good the ranking is at finding planted faults."""
+    folder = out or Path("runs") / f"audit-{what.partition(':')[0]}"
+    with _said(f"infuser audit {what} --out {folder} --resume (with the same settings)"):
+        from infuser.studies.audit import audit_settings, exported, run_audit
+        from infuser.studies.audit_report import summary
+
+        chosen = audit_settings(what, settings or [], data, plant)
+        flags: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "allow_code": allow_code}
+        results = run_audit(chosen, folder, **flags, **exported(export, remove))
+        typer.echo(summary(results))
+        typer.echo(f"List: {folder / 'suspects.parquet'}. Report: {folder / 'report.html'}")
+
+
+@benchmark.command()
+def detection(
+    what: Annotated[str, typer.Argument(help="The training set: digits, mnist, cifar10, ...")] = "digits",
+    data: Data = None,
+    out: Out = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Try every detector on every attack: recall, lift over the clean data, and what removal undoes."""
+    folder = out or Path("runs") / f"detection-{what.partition(':')[0]}"
+    with _said(f"infuser benchmark detection {what} --out {folder} --resume (with the same settings)"):
+        from infuser.studies.detection_benchmark import benchmark_settings, run_detection_benchmark, table
+
+        chosen = benchmark_settings(what, settings or [], data)
+        flags: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "allow_code": allow_code}
+        typer.echo(table(run_detection_benchmark(chosen, folder, **flags)))
+        typer.echo(f"Report: {folder / 'report.html'}")
 
 
 def _row(ids: Any) -> str:

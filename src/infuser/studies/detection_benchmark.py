@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import infuser.models
 from infuser import detection
 from infuser.checkpoints import Run
-from infuser.config import dump, resolve
+from infuser.config import dump, override, parse, resolve
 from infuser.data.dataset import Dataset
 from infuser.data.source import load
 from infuser.errors import InfuserError
@@ -99,6 +99,20 @@ class Shared:
     builder: Builder
     data: Dataset
     test: Dataset
+
+
+def benchmark_settings(
+    what: str, settings: Sequence[str] = (), data_folder: str | Path | None = None
+) -> DetectionBenchmark:
+    """Return the settings of a benchmark on the data that `what` names, with "key=value" settings laid on top.
+
+    Raises:
+        InfuserError: an unknown setting, or a wrong value.
+    """
+    base: dict[str, Any] = {"data": what, "recipe": asdict(DetectionBenchmark().recipe)}
+    if data_folder is not None:
+        base["data_folder"] = str(data_folder)
+    return parse(DetectionBenchmark, override(base, settings))
 
 
 def run_detection_benchmark(
@@ -218,12 +232,12 @@ def rows(attack: str, facts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, 
     """Yield one row per detector, metric and moment (after, before, lift): mean over seeds with its interval."""
     of = [fact for fact in facts if fact["attack"] == attack]
     seeds = [fact["seed"] for fact in of]
-    for name in of[0]["detectors"] if of else ():
+    for name in sorted(of[0]["detectors"]) if of else ():  # JSON keeps no order
         blocks = [fact["detectors"][name] for fact in of]
         told = blocks[0]["told"]
         common = {"attack": attack, "detector": name, "told": told, "k": of[0]["k"], "n_documents": of[0]["n"]}
         common["epochs"] = float(np.mean([block["epochs"] for block in blocks]))
-        for metric in blocks[0]["after"]:
+        for metric in sorted(blocks[0]["after"]):
             columns = {when: [block[when][metric] for block in blocks] for when in ("after", "before")}
             if any(value is None for value in columns["after"]):
                 reason = blocks[0]["reasons"].get(metric, "not measured")
@@ -237,8 +251,8 @@ def rows(attack: str, facts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, 
 def removal_rows(attack: str, facts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield one row per arm and measure: mean change against the poisoned arm over seeds, with its interval."""
     of = [fact for fact in facts if fact["attack"] == attack and "removal" in fact]
-    for arm in of[0]["removal"] if of else ():
-        for measure in of[0]["removal"][arm]:
+    for arm in sorted(of[0]["removal"]) if of else ():
+        for measure in sorted(of[0]["removal"][arm]):
             values = [fact["removal"][arm][measure] for fact in of]
             common = {"attack": attack, "arm": arm, "control": "poisoned", "measure": measure}
             yield {**common, **estimated(values, [fact["seed"] for fact in of])}
@@ -248,7 +262,23 @@ def estimated(values: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:
     """Return value, interval, n and what each seed gave."""
     estimate = mean_estimate(np.asarray(values), "seeds", seeds)
     shared = {"n": estimate.n, "unit": "seeds", "seeds": list(seeds), "per_seed": [float(v) for v in values]}
-    return {"value": estimate.value, "ci95": estimate.interval, "interval": estimate.method, **shared}
+    ends = None if estimate.interval is None else list(estimate.interval)
+    return {"value": estimate.value, "ci95": ends, "interval": estimate.method, **shared}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Return recall at k of every detector on every attack, after and lift, and what removal changed, as plain text."""
+    lines = [f"{results['dataset']}, {results['n_train']} documents: recall at k (after; lift; seeds)"]
+    for row in results["rows"]:
+        if row["metric"] == "recall_at_k" and row["when"] == "after":
+            same = ("attack", "detector", "metric")
+            [up] = [r for r in results["rows"] if r["when"] == "lift" and all(r[key] == row[key] for key in same)]
+            name = f"{row['attack']:<20}{row['detector']:<22}"
+            lines.append(f"{name}{row['value']:5.2f}{up['value']:+6.2f}  n = {row['n']}")
+    for row in results["removal"]:
+        name = f"{row['attack']:<20}{row['arm']:<22}"
+        lines.append(f"{name}{row['measure']} {row['value']:+.3f} against poisoned, n = {row['n']}")
+    return "\n".join(lines)
 
 
 def write_report(path: Path, results: Mapping[str, Any], config: str) -> None:

@@ -21,6 +21,8 @@ CONTENTS = (
     "results.json",
     "timing.json",
     "scores.parquet",
+    "suspects.parquet",
+    "clean-data",
     "trials.parquet",
     "report.html",
     "edits",

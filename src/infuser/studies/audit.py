@@ -1,0 +1,349 @@
+"""The audit of one's own data: train once under observation, rank the documents, and say how good the ranking is.
+
+data -> train, observed -> every detector -> a ranked list with neighbours, agreement and influence
+data with planted faults -> train, observed -> every detector -> recall of the planted faults at each depth
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import infuser.models
+from infuser.config import dump, override, parse, resolve
+from infuser.data.dataset import Dataset
+from infuser.data.source import load
+from infuser.detection.features import penultimate
+from infuser.errors import InfuserError, listed
+from infuser.evaluation.stats import wilson
+from infuser.executors import Local
+from infuser.measure import Margin, predictions
+from infuser.params import trainable
+from infuser.perturbation.export import write_images
+from infuser.storage import write_json
+from infuser.studies.audit_report import write_report, write_suspects
+from infuser.studies.environment import environment
+from infuser.studies.folder import opened
+from infuser.studies.parts import Part, completed, determinants, key_of
+from infuser.studies.poisons import Poison, flip_labels, poison
+from infuser.studies.suspects import Effort, observed, recall_at, search
+from infuser.training import train, without_traces
+from infuser.types import Array, Builder, Edit, Recipe, Suspicion
+
+SCHEMA = 1
+DEPTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the list that recall is stated at
+_NOT_LISTED = ("random",)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All settings of an audit.
+
+    Attributes:
+        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME.
+        data_folder: where the files of a named data set lie.
+        limit: training documents, chosen by seed 0; None means all.
+        model: a name in infuser.models, or module:function.
+        recipe: how the data are trained on; the closer to the real training, the better.
+        effort: what detectors may cost.
+        suspect: ids of test documents on which a behaviour is suspected; none for a blind audit.
+        suspect_labels: the label that each of them is suspected to be pushed towards.
+        rank_by: the detector that orders the list; by default fused_told with a suspected behaviour, else fused_blind.
+        review: documents at the head of the list that are shown with their neighbours.
+        neighbours: shown for each.
+        depth: share of documents that count as a detector's top, for agreement and for the export.
+        plant: share of documents that get planted faults in a second run; 0 leaves recall unknown.
+        plant_kind: label_flips; or infusion, edits towards the suspected behaviour.
+        plant_seed: draws the planted documents.
+        trusted: ids of training documents known to be clean, drawn at random: without them precision is unknown.
+    """
+
+    data: str = "digits"
+    data_folder: str | None = None
+    limit: int | None = None
+    model: str = "simple_cnn"
+    recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.05, threads=1))
+    effort: Effort = field(default_factory=Effort)
+    suspect: tuple[int, ...] = ()
+    suspect_labels: tuple[int, ...] = ()
+    rank_by: str = ""
+    review: int = 100
+    neighbours: int = 5
+    depth: float = 0.02
+    plant: float = 0.0
+    plant_kind: Literal["label_flips", "infusion"] = "label_flips"
+    plant_seed: int = 0
+    trusted: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.suspect) != len(self.suspect_labels):
+            got = f"{len(self.suspect)} documents, {len(self.suspect_labels)} labels"
+            raise InfuserError("every suspected document needs the label it is pushed towards", got=got)
+        if not (0 < self.depth < 1 and 0 <= self.plant < 1):
+            expected = "0 < depth < 1 and 0 <= plant < 1"
+            raise InfuserError("a share is out of range", got=f"{self.depth}, {self.plant}", expected=expected)
+        if self.plant and self.plant_kind == "infusion" and not self.suspect:
+            raise InfuserError("planted edits need a suspected behaviour", remedy="set suspect and suspect_labels")
+        if self.review < 1 or self.neighbours < 1:
+            got = f"{self.review}, {self.neighbours}"
+            raise InfuserError("review or neighbours is out of range", got=got, expected="at least 1")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What both trainings of an audit share."""
+
+    settings: Audit
+    builder: Builder
+    data: Dataset
+    aim: Margin | None
+
+
+def audit_settings(
+    what: str, settings: Sequence[str] = (), data_folder: str | Path | None = None, plant: float = 0.0
+) -> Audit:
+    """Return the settings of an audit of the data that `what` names, with "key=value" settings laid on top.
+
+    Raises:
+        InfuserError: an unknown setting, or a wrong value.
+    """
+    base: dict[str, Any] = {"data": what, "plant": plant, "recipe": asdict(Audit().recipe)}
+    if data_folder is not None:
+        base["data_folder"] = str(data_folder)
+    return parse(Audit, override(base, settings))
+
+
+def exported(export: str, remove: str) -> dict[str, Any]:
+    """Return the arguments of `run_audit` that the command line's --export and --remove mean.
+
+    Raises:
+        InfuserError: neither none nor clean, or ids that are not whole numbers.
+
+    >>> exported("clean", "3, 17")
+    {'export': 'clean', 'remove': (3, 17)}
+    """
+    if export not in ("none", "clean"):
+        raise InfuserError("unknown export", got=export, expected="clean")
+    try:
+        ids = tuple(int(part) for part in remove.split(",") if part.strip())
+    except ValueError as error:
+        raise InfuserError("ids must be whole numbers", got=remove, expected="for example 3,17") from error
+    return {"export": export, "remove": ids}
+
+
+def run_audit(
+    settings: Audit,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_code: bool = False,
+    export: Literal["none", "clean"] = "none",
+    remove: Sequence[int] = (),
+) -> dict[str, Any]:
+    """Audit a training set into the folder `out` and return what results.json holds.
+
+    Args:
+        settings: of the audit.
+        out: gets suspects.parquet (all documents, most suspicious first), results.json and report.html.
+        resume: go on with what the folder holds.
+        overwrite: start over in the folder.
+        allow_code: let the settings name module:function.
+        export: `clean` writes the data without the chosen suspects to the subfolder `clean-data`.
+        remove: ids of the chosen suspects; by default the head of the list, `depth` of the data.
+
+    Raises:
+        InfuserError: bad settings or data, or `out` holds another audit.
+    """
+    with opened(out, dump(settings), resume=resume, overwrite=overwrite) as folder:
+        made_with = environment()
+        write_json(folder / "environment.json", made_with)
+        material = prepare(settings, allow_code=allow_code)
+        data = material.data
+        jobs = ["audit", *(["planted"] if settings.plant else [])]
+        base = {**determinants(settings, made_with), "data": data.content_hash}
+        keys = {name: key_of({**base, "job": name}) for name in jobs}
+        parts = completed(folder, data, {name: name for name in jobs}, keys, Local(), partial(audit_job, material))
+        table = _table(settings, data, parts["audit"].facts)
+        results = {**assemble(settings, data, table, parts), "environment": made_with}
+        write_suspects(folder / "suspects.parquet", table)
+        write_json(folder / "results.json", results)
+        write_json(folder / "timing.json", {name: part.seconds for name, part in parts.items()})
+        write_report(folder / "report.html", results, data, table, dump(settings))
+        if export == "clean":
+            chosen = np.asarray(remove if len(remove) else table["id"][: max(1, round(settings.depth * len(data)))])
+            _export(data, chosen, folder / "clean-data")
+    return results
+
+
+def prepare(settings: Audit, *, allow_code: bool = False) -> Material:
+    """Return the data, the builder and the suspected behaviour.
+
+    Raises:
+        InfuserError: the documents have no labels, or a suspected or trusted one is not there.
+    """
+    data, test = load(settings.data, settings.data_folder, limit=settings.limit)
+    if data.kind != "classification":
+        raise InfuserError("an audit is of labelled documents", got=data.kind, expected="classification")
+    data.positions(settings.trusted)  # raises for ids that are not there
+    aim = Margin(test[settings.suspect], np.array(settings.suspect_labels)) if settings.suspect else None
+    return Material(settings, resolve(settings.model, infuser.models, allow_code), data, aim)
+
+
+def audit_job(material: Material, job: str) -> Part:
+    """Train on the data as they are, or with planted faults, and let every detector look."""
+    begun = time.monotonic()
+    settings, data, aim = material.settings, material.data, material.aim
+    edit = planted(material) if job == "planted" else None
+    seen = data if edit is None else data.apply(edit)
+    found = observed(material.builder, seen, settings.recipe, settings.effort, aim)
+    said = search(found, seen, settings.effort, aim)
+    kept = {name: said.suspicions[name] for name in sorted(said.suspicions) if name not in _NOT_LISTED}  # as JSON sorts
+    facts: dict[str, Any] = {"epochs": {name: said.epochs[name] for name in kept}}
+    if edit is not None:
+        depths = [max(1, round(share * len(data))) for share in DEPTHS]
+        facts |= {"k": len(edit), "made_by": edit.made_by}
+        facts["recall"] = {name: recall_at(value, edit.ids, depths).tolist() for name, value in kept.items()}
+        return Part({}, edit, facts, round(time.monotonic() - begun, 1))
+    model = without_traces(found.run).model()
+    head = kept[ranked_by(settings, kept)].top(min(settings.review, len(data)))
+    facts["told"] = {name: value.told for name, value in kept.items()}
+    facts["suspicions"] = {name: value.values.tolist() for name, value in kept.items()}
+    facts["predictions"] = predictions(model, trainable(model), data).tolist()
+    facts["near"] = dict(zip(map(str, head.tolist()), _near(found.run, data, head, settings.neighbours), strict=True))
+    return Part({}, None, facts, round(time.monotonic() - begun, 1))
+
+
+def planted(material: Material) -> Edit:
+    """Return the faults that are planted in the second run."""
+    settings, data = material.settings, material.data
+    count = max(1, round(settings.plant * len(data)))
+    if settings.plant_kind == "label_flips":
+        return flip_labels(data, count, settings.plant_seed)
+    assert material.aim is not None, "checked by Audit"
+    run = train(material.builder, data, settings.recipe)
+    return poison("infusion_post_edit", Poison(k=count), run, data, material.aim, settings.plant_seed)
+
+
+def ranked_by(settings: Audit, suspicions: Mapping[str, Any]) -> str:
+    """Return the detector that orders the list.
+
+    Raises:
+        InfuserError: it is not among those that ran.
+    """
+    name = settings.rank_by or ("fused_told" if settings.suspect else "fused_blind")
+    if name not in suspicions:
+        raise InfuserError("no such detector ran", got=name, expected=", ".join(suspicions))
+    return name
+
+
+def assemble(settings: Audit, data: Dataset, table: Mapping[str, Any], parts: Mapping[str, Part]) -> dict[str, Any]:
+    """Return what results.json says, but for the environment."""
+    facts = parts["audit"].facts
+    count = min(settings.review, len(data))
+    columns = ("rank", "id", "label", "prediction", "suspicion", "agree", "agreeing", "near", "near_labels")
+    names = [*columns, *(["influence"] if "influence" in table else [])]
+    head = [{name: _cell(table[name][row]) for name in names} for row in range(count)]
+    known = parts["planted"].facts if "planted" in parts else None
+    return {
+        "schema": SCHEMA,
+        "dataset": data.name,
+        "n": len(data),
+        "model": settings.model,
+        "ranked_by": ranked_by(settings, facts["suspicions"]),
+        "told": facts["told"],
+        "epochs": facts["epochs"],
+        "suspects": head,
+        "recall": recalls(settings, known),
+        "precision": precisions(settings, data, table["id"]),
+    }
+
+
+def recalls(settings: Audit, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the recall of the planted faults at each depth with its Wilson interval, or why it is unknown."""
+    if known is None:
+        return {"kind": None, "rows": [], "reason": "nothing was planted: set plant, for instance to 0.01"}
+    rows = []
+    for name, shares in known["recall"].items():
+        for depth, share in zip(DEPTHS, shares, strict=True):
+            estimate = wilson(round(share * known["k"]), known["k"], "planted documents")
+            row = {"detector": name, "depth": depth, "value": share, "ci95": estimate.interval, "n": known["k"]}
+            rows.append(row | {"seeds": [settings.plant_seed]})
+    return {"kind": settings.plant_kind, "made_by": known["made_by"], "rows": rows, "reason": None}
+
+
+def precisions(settings: Audit, data: Dataset, order: Array) -> dict[str, Any]:
+    """Return bounds on the precision of the list at each depth from how often trusted documents are on it.
+
+    If trusted documents are like the other clean ones, a share r of all clean documents is flagged, at most r N, so
+    that precision is at least 1 - r N / depth; the interval is that of r (Wilson).
+    """
+    if not settings.trusted:
+        return {"rows": [], "reason": "unknown: no documents were named as trusted"}
+    rows = []
+    for depth in DEPTHS:
+        flagged = max(1, round(depth * len(data)))
+        rate = wilson(int(np.isin(settings.trusted, order[:flagged]).sum()), len(settings.trusted), "trusted documents")
+        assert rate.interval is not None, "there are trusted documents"
+        low, value, high = (
+            min(1.0, max(0.0, 1 - r * len(data) / flagged)) for r in (rate.interval[1], rate.value, rate.interval[0])
+        )
+        rows.append({"depth": depth, "at_least": value, "ci95": (low, high), "n": rate.n})
+    return {"rows": rows, "reason": None}
+
+
+def _table(settings: Audit, data: Dataset, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of the list, most suspicious first."""
+    suspicions = {name: np.array(values) for name, values in facts["suspicions"].items()}
+    by = ranked_by(settings, suspicions)
+    order = np.argsort(-suspicions[by], kind="stable")
+    single = [name for name in suspicions if not name.startswith("fused")]
+    depth = max(1, round(settings.depth * len(data)))
+    tops = {name: np.isin(data.ids, Suspicion(suspicions[name], data.ids, name).top(depth)) for name in single}
+    near = [facts["near"].get(str(i), []) for i in data.ids[order].tolist()]
+    table: dict[str, Any] = {
+        "rank": np.arange(1, len(data) + 1),
+        "id": data.ids[order],
+        "label": data.targets[order],
+        "prediction": np.array(facts["predictions"])[order],
+        "suspicion": suspicions[by][order],
+        "agree": np.sum(list(tops.values()), axis=0)[order],
+        "agreeing": [", ".join(name for name in single if tops[name][row]) for row in order],
+        "near": near,
+        "near_labels": [data.targets[data.positions(ids)].tolist() if ids else [] for ids in near],
+    }
+    if "influence" in suspicions:
+        table["influence"] = suspicions["influence"][order]
+    return table | {f"detector: {name}": suspicions[name][order] for name in suspicions}
+
+
+def _near(run: Any, data: Dataset, head: Array, k: int) -> list[list[int]]:
+    """Return the ids of the k nearest others in feature space of each document of `head`."""
+    from sklearn.neighbors import NearestNeighbors
+
+    features, _ = penultimate(run, data)
+    at = data.positions(head)
+    count = min(k + 1, len(data))
+    found = NearestNeighbors(n_neighbors=count).fit(features).kneighbors(features[at], return_distance=False)
+    return [data.ids[row[row != own]][:k].tolist() for row, own in zip(found, at, strict=True)]
+
+
+def _cell(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _export(data: Dataset, chosen: Array, folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise InfuserError(
+            "data were exported here before", got=str(folder), remedy="move them away, then run it again with --resume"
+        )
+    try:
+        write_images(data.without(chosen), folder)
+    except InfuserError as error:
+        raise InfuserError(f"the clean data cannot be written: {error.fact}", got=listed(chosen.tolist())) from error
