@@ -68,8 +68,26 @@ def test_bad_fields():
         Dataset(x, y, "classification", 2, ids=np.array([4, 4]))
     with pytest.raises(InfuserError, match="ids and inputs differ in length"):
         Dataset(x, y, "classification", 2, ids=np.array([4]))
+    with pytest.raises(InfuserError, match=r"ids of the wrong shape or type.*float64"):
+        Dataset(x, y, "classification", 2, ids=np.array([0.5, 1.5]))
+    with pytest.raises(InfuserError, match=r"weights of the wrong shape or type.*\(2, 1\)"):
+        Dataset(x, y, "classification", 2, weights=np.ones((2, 1), np.float32))
     with pytest.raises(InfuserError, match="weights that are NaN"):
         Dataset(x, y, "classification", 2, weights=np.array([1, np.nan], np.float32))
+
+
+def test_a_label_cannot_ask_for_a_billion_classes():
+    x, y = np.zeros((2, 3), np.float32), np.array([0, 10**9])
+    with pytest.raises(InfuserError, match="too many classes"):
+        Dataset.from_arrays(x, y)
+    with pytest.raises(InfuserError, match="too many classes"):
+        Dataset(x, y, "classification", 10**9 + 1)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint8])
+def test_labels_of_every_integer_type_reach_the_loss(dtype):
+    data = Dataset(np.zeros((2, 3), np.float32), np.array([0, 1], dtype), "classification", 2)
+    assert data.batch([0, 1]).targets.dtype == torch.int64
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -125,7 +143,10 @@ def test_arrays_are_read_only_here_and_writable_for_their_owner():
     for array in (data.inputs, data.targets, data.ids, data.weights):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
+    before = data.content_hash
     mine[0] = 1
+    assert data.inputs[0].max() == data.batch([0]).inputs.max() == 0
+    assert Dataset.from_arrays(data.inputs, data.targets).content_hash == before
     copy = pickle.loads(pickle.dumps(data))  # noqa: S301
     assert copy.content_hash == data.content_hash
     with pytest.raises(ValueError, match="read-only"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["classification", "regression", "causal_lm"]
 IGNORED = -100  # the label of a token that carries no loss; torch's own default
+_MAX_CLASSES = 2**20  # where a label says how many there are; names and outputs are set aside for each
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,14 @@ class Dataset:
             object.__setattr__(self, "weights", np.ones(n, dtype=np.float32))
         for label in ("inputs", "targets", "ids", "weights"):
             array = np.ascontiguousarray(getattr(self, label))
+            if label == "targets" and self.kind == "classification" and array.dtype.kind in "iu":
+                array = array.astype(np.int64, copy=False)  # the only type that torch's losses take everywhere
             if len(array) != n:
                 raise InfuserError(f"{label} and inputs differ in length", got=len(array), expected=n)
             if array.flags.writeable:
-                # A view, so that the caller's own array stays writable.
-                array = array.view()
+                # A copy, so that the caller's own array stays writable and yet what was hashed cannot change; held by
+                # a view, since only the memory of a writable array can be shared with torch.
+                array = array.copy().view()
                 array.flags.writeable = False
             object.__setattr__(self, label, array)
         _check_values(self)
@@ -96,6 +100,7 @@ class Dataset:
         if np.issubdtype(targets.dtype, np.integer):
             _require_labels(targets)
             n_outputs = max(len(classes), int(targets.max(initial=0)) + 1)
+            _require_classes(n_outputs)
             classes = tuple(classes) or tuple(str(c) for c in range(n_outputs))
             return cls(inputs, targets.astype(np.int64), "classification", n_outputs, classes=classes, name=name)
         targets = targets.astype(np.float32).reshape(len(targets), -1)
@@ -260,6 +265,12 @@ def _check_values(ds: Dataset) -> None:
         raise InfuserError("unknown kind of data", got=repr(ds.kind), expected=", ".join(get_args(Kind)))
     if len(ds) == 0:
         raise InfuserError(f"{ds.name} is empty", expected="at least one document")
+    for label, kinds, expected in (("ids", "iu", "integers of shape (N,)"), ("weights", "f", "floats of shape (N,)")):
+        array = getattr(ds, label)
+        if array.ndim != 1 or array.dtype.kind not in kinds:
+            raise InfuserError(
+                f"{label} of the wrong shape or type", got=f"{array.dtype} {array.shape}", expected=expected
+            )
     if len(np.unique(ds.ids)) != len(ds):
         raise InfuserError(f"{ds.name} has repeated ids", got=f"{len(np.unique(ds.ids))} distinct of {len(ds)}")
     for label in ("inputs", "targets", "weights"):
@@ -275,6 +286,18 @@ def _check_values(ds: Dataset) -> None:
                 )
     if ds.kind == "classification":
         _require_labels(ds.targets, ds.n_outputs, ds.ids)
+        _require_classes(ds.n_outputs)
+
+
+def _require_classes(n_outputs: int) -> None:
+    if n_outputs > _MAX_CLASSES:
+        raise InfuserError(
+            "too many classes: one output, and one name, would be set aside for each",
+            got=n_outputs,
+            expected=f"at most {_MAX_CLASSES}",
+            causes=["a label is not the number of a class", "the file is damaged"],
+            remedy="number the classes from 0",
+        )
 
 
 def _require_labels(targets: Array, n_outputs: int | None = None, ids: Array | None = None) -> None:
