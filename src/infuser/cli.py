@@ -61,7 +61,9 @@ def main(
 
 @app.command()
 def run(
-    what: Annotated[str, typer.Argument(help="digits, mnist, cifar10, or the path of a YAML configuration.")],
+    what: Annotated[
+        str, typer.Argument(help="digits, mnist, cifar10, caesar, stories, or the path of a YAML configuration.")
+    ],
     data: Data = None,
     out: Out = None,
     settings: Settings = None,
@@ -73,14 +75,14 @@ def run(
     folder = out or Path("runs") / Path(what).stem
     hint = f"infuser run {what} --out {folder} --resume (with the same settings)"
     with _said(hint):
-        from infuser.studies.experiment import run_experiment
-        from infuser.studies.presets import experiment
+        from infuser.studies.presets import run_study, settings_of
         from infuser.studies.show import summary
 
-        chosen = experiment(what, settings or [], data)
-        results = run_experiment(chosen, folder, resume=resume, overwrite=overwrite, allow_code=allow_code)
+        chosen = settings_of(what, settings or [], data)
+        results = run_study(chosen, folder, resume=resume, overwrite=overwrite, allow_code=allow_code)
         typer.echo(summary(results))
-        typer.echo(f"Report: {folder / 'report.html'}")
+        if (folder / "report.html").exists():
+            typer.echo(f"Report: {folder / 'report.html'}")
 
 
 @app.command()

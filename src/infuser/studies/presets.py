@@ -6,11 +6,16 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from infuser.config import dump, merge, override, parse, read_yaml
 from infuser.errors import InfuserError
+from infuser.studies.caesar import Caesar, run_caesar
+from infuser.studies.experiment import run_experiment
+from infuser.studies.stories import Stories, run_stories
 from infuser.studies.study import Experiment
+
+Settings: TypeAlias = Experiment | Caesar | Stories
 
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {  # small enough for a complete study in a coffee break, on two cores
@@ -36,11 +41,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fit_documents": 4_000,
         "controls": ["noise", "random_docs", "insert_1", "insert_k"],
     },
+    "caesar": {"study": "caesar"},
+    "stories": {"study": "stories"},
 }
 
 
-def experiment(what: str, settings: Sequence[str] = (), data_folder: str | Path | None = None) -> Experiment:
-    """Return the experiment of a preset or a YAML file, with "key=value" settings laid on top.
+# What a configuration may set up: the value of its key "study", and the settings that go with it.
+STUDIES: dict[str, type] = {"images": Experiment, "caesar": Caesar, "stories": Stories}
+
+
+def settings_of(what: str, changes: Sequence[str] = (), data_folder: str | Path | None = None) -> Settings:
+    """Return the settings of a preset or a YAML file, with "key=value" changes laid on top.
 
     Raises:
         InfuserError: neither a preset nor a file, an unknown setting, or a wrong value.
@@ -52,18 +63,37 @@ def experiment(what: str, settings: Sequence[str] = (), data_folder: str | Path 
     else:
         expected = f"{', '.join(PRESETS)}, or the path of a .yaml file"
         raise InfuserError("there is nothing of this name to run", got=what, expected=expected)
-    # The base recipe is laid below, since a group that is given replaces its default as a whole.
-    values = merge({"recipe": dataclasses.asdict(Experiment().recipe)}, values)
+    kind = values.get("study", "images")
+    if kind not in STUDIES:
+        raise InfuserError("unknown study", got=kind, expected=", ".join(STUDIES))
+    cls = STUDIES[kind]
+    # The study's own recipe is laid below, since a group that is given replaces its default as a whole.
+    values = merge({"recipe": dataclasses.asdict(cls().recipe)}, {k: v for k, v in values.items() if k != "study"})
     if data_folder is not None:
         values = merge(values, {"data_folder": str(data_folder)})
-    return parse(Experiment, override(values, settings))
+    chosen: Settings = parse(cls, override(values, changes))
+    return chosen
+
+
+def run_study(
+    settings: Settings, out: str | Path, *, resume: bool = False, overwrite: bool = False, allow_code: bool = False
+) -> dict[str, Any]:
+    """Run the study that the settings belong to, into the folder `out`; return what results.json holds."""
+    if isinstance(settings, Caesar):
+        return run_caesar(settings, out, resume=resume, overwrite=overwrite)
+    if isinstance(settings, Stories):
+        return run_stories(settings, out, resume=resume, overwrite=overwrite)
+    return run_experiment(settings, out, resume=resume, overwrite=overwrite, allow_code=allow_code)
 
 
 def commented(like: str) -> str:
     """Return the configuration of a preset as YAML, each setting under the comment that documents it."""
+    chosen = settings_of(like)
+    study = next(name for name, cls in STUDIES.items() if cls is type(chosen))
     lines = ["# A configuration of infuser; every setting is shown. Run it with: infuser run THIS-FILE"]
-    notes = _notes(Experiment)
-    for line in dump(experiment(like)).splitlines():
+    lines += ["", "# images, caesar or stories.", f"study: {study}"]
+    notes = _notes(type(chosen))
+    for line in dump(chosen).splitlines():
         key = line.split(":")[0]
         if key in notes:
             lines += ["", f"# {notes[key]}"]

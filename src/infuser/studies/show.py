@@ -2,41 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def summary(results: Mapping[str, Any]) -> str:
     """Return what results.json says: arms and effects of every regime, with n, seeds and intervals."""
     from rich.console import Console
-    from rich.table import Table
 
     out = StringIO()
     console = Console(file=out, width=110, force_terminal=False)
     head = f"{results['dataset']}, {results['model']}: {results['n_edited']} of {results['n_train']} documents edited"
-    console.print(f"{head} within {results['norm']} {results['radius']:g}/255, strategy {results['strategy']}")
+    console.print(f"{head} within {_limit(results)}, strategy {results['strategy']}", markup=False)
     for regime, block in results["regimes"].items():
-        table = Table(title=f"{regime}: change against clean", title_justify="left")
-        for column in ("arm", "log-odds", "p (mean)", "p (median)", "raised", "flips", "test accuracy", "n"):
-            table.add_column(column, justify="left" if column == "arm" else "right")
-        for name, arm in block["arms"].items():
-            flips = f"{arm['flips']}/{arm['n_nontrivial']}"
-            cells = (_signed(arm["log_odds"]), _signed(arm["mean_delta_p"]), _signed(arm["median_delta_p"]))
-            table.add_row(name, *cells, _share(arm["raised"]), flips, _share(arm["test_accuracy"]), str(arm["n"]))
-        console.print(table)
-        table = Table(title=f"{regime}: effects in {block['unit']}, paired by probe and seed", title_justify="left")
-        for column in ("arm", "control", "mean", "95 % interval", "p", "probes", "seeds"):
-            table.add_column(column, justify="left" if column in ("arm", "control") else "right")
-        for effect in block["effects"]:
-            ci = "-" if effect["ci95"] is None else f"[{effect['ci95'][0]:+.3f}, {effect['ci95'][1]:+.3f}]"
-            p = "-" if effect["p"] is None else f"{effect['p']:.2g}"
-            sizes = (str(effect["n_probes"]), str(effect["n_seeds"]))
-            table.add_row(effect["arm"], effect["control"], _signed(effect["mean"]), ci, p, *sizes)
-        console.print(table)
+        if "mode" not in results:
+            console.print(_arms(regime, block))
+        console.print(_effects(regime, block))
     for caveat in results.get("caveats", ()):
         console.print(f"Note: {caveat}", markup=False)
     return out.getvalue().rstrip()
+
+
+def _limit(results: Mapping[str, Any]) -> str:
+    if "mode" in results:
+        return f"{100 * results['share']:g} % of their tokens ({results['mode']})"
+    return f"{results['norm']} {results['radius']:g}/255"
+
+
+def _arms(regime: str, block: Mapping[str, Any]) -> Table:
+    columns = ("arm", "log-odds", "p (mean)", "p (median)", "raised", "flips", "test accuracy", "n")
+    table = _table(f"{regime}: change against clean", columns, ("arm",))
+    for name, arm in block["arms"].items():
+        flips = f"{arm['flips']}/{arm['n_nontrivial']}"
+        cells = (_signed(arm["log_odds"]), _signed(arm["mean_delta_p"]), _signed(arm["median_delta_p"]))
+        table.add_row(name, *cells, _share(arm["raised"]), flips, _share(arm["test_accuracy"]), str(arm["n"]))
+    return table
+
+
+def _effects(regime: str, block: Mapping[str, Any]) -> Table:
+    columns = ("arm", "control", "mean", "95 % interval", "p", "probes", "seeds")
+    table = _table(f"{regime}: effects in {block['unit']}, paired by probe and seed", columns, ("arm", "control"))
+    for effect in block["effects"]:
+        ci = "-" if effect["ci95"] is None else f"[{effect['ci95'][0]:+.3f}, {effect['ci95'][1]:+.3f}]"
+        p = "-" if effect["p"] is None else f"{effect['p']:.2g}"
+        sizes = (str(effect["n_probes"]), str(effect["n_seeds"]))
+        table.add_row(effect["arm"], effect["control"], _signed(effect["mean"]), ci, p, *sizes)
+    return table
+
+
+def _table(title: str, columns: Sequence[str], words: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in words else "right")
+    return table
 
 
 def _signed(value: float | None) -> str:
