@@ -82,7 +82,7 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
             raise InfuserError("a setting must read key=value", got=setting, expected="for example recipe.lr=0.02")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: 2024-13-45 looks like a date
             raise InfuserError(f"the value of {path} is not valid YAML", got=text) from error
         *parents, last = path.split(".")
         inner = result
