@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +102,16 @@ def test_what_is_saved_comes_back(fitted, tmp_path):
     v = {n: torch.randn(2, *p.shape, dtype=torch.float64) for n, p in oracles.leaves(run.model()).items()}
     for name, value in curvature.solve(v, Damping(0.1)).items():
         assert torch.equal(loaded.solve(v, Damping(0.1))[name], value)
+
+
+def test_a_full_disk_leaves_no_factors(fitted, tmp_path, monkeypatch):
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InfuserError, match="the disk is full"):
+        save_curvature(fitted[2], tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_model_data_or_setting_is_refused(fitted, tmp_path):

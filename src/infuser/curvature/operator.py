@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from infuser.checkpoints import Run
@@ -194,7 +194,8 @@ def save_curvature(curvature: KroneckerEigen, folder: str | os.PathLike[str]) ->
             if value is not None:
                 tensors[f"{part}|{block.layer.names[0]}"] = value.contiguous().clone()
     with atomic_path(folder / "factors.safetensors") as temporary:
-        save_file(tensors, temporary)
+        # Written from memory by Python, so that a full disk is an OSError: the library's own writer hides it.
+        temporary.write_bytes(save(tensors))
     layers = [list(block.layer.names) for block in curvature.blocks]
     digest = hash_file(folder / "factors.safetensors")
     write_json(folder / "manifest.json", {**asdict(curvature.origin), "layers": layers, "sha256": digest, "format": 1})
