@@ -217,6 +217,16 @@ def test_a_manifest_cannot_name_files(tmp_path, name):
         lambda m: m["targets"].update(dtype="V8"),
         lambda m: m["documents"][0].pop("after_sha256"),
         lambda m: m.pop("constraint"),
+        lambda m: m["targets"].update(before="abc"),
+        lambda m: m["targets"].update(before=["0", "1", "2"]),
+        lambda m: m["targets"].update(before=[0, 1, 0.5]),
+        lambda m: m["targets"].update(after=[0, 1, 10**30]),
+        lambda m: m["targets"].update(after=[[0], [1, 2], [3]]),
+        lambda m: m["targets"].update(after=[0, 1, None]),
+        lambda m: m["documents"][0].update(gain="high"),
+        lambda m: m["documents"][0].update(gain=[0.1]),
+        lambda m: m["documents"][0].update(id=10**30),
+        lambda m: m["documents"][0].update(id=10**400),
     ],
 )
 def test_a_manifest_that_was_edited(tmp_path, change):

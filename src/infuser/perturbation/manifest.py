@@ -231,18 +231,24 @@ def _checked_manifest(
         shape = tuple(_whole(size) for size in manifest["shape"])
         dtype = np.dtype(str(manifest["dtype"]))
         labels = np.dtype(str(manifest["targets"]["dtype"]))
+        np.array(ids, dtype=np.int64)  # raises where one does not fit
         if suffix not in ("png", "npy") or dtype.kind not in "uif" or labels.kind not in "uif":
             raise ValueError(f"format {suffix!r} of {dtype}, labels {labels}")
         if min(shape, default=0) < 0 or np.prod(shape, dtype=np.float64) > _MAX_VALUES:
             raise ValueError(f"shape {shape}")
         for name in ("before", "after"):
-            if len(manifest["targets"][name]) != len(ids):
-                raise ValueError(f"{len(ids)} documents, {len(manifest['targets'][name])} labels")
+            held = manifest["targets"][name]
+            if not isinstance(held, list) or len(held) != len(ids):
+                raise ValueError(f"{len(ids)} documents, labels {listed(held) if isinstance(held, list) else held!r}")
+            if np.array(held, dtype=labels).tolist() != held:
+                raise ValueError(f"labels that are not {labels}: {listed(held)}")
         for row in rows:
             if not isinstance(row["before_sha256"], str) or not isinstance(row["after_sha256"], str):
                 raise TypeError("a hash is not text")
+            if not isinstance(row.get("gain"), int | float | None):
+                raise TypeError(f"a gain is not a number: {row['gain']!r}")
         _ = manifest["constraint"], manifest["made_by"], manifest["has_gains"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InfuserError(
             f"{NAME} does not describe an edit",
             got=f"{type(error).__name__}: {error}",
