@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ def completed(
 
 def _write(folder: Path, data: Dataset, name: str, key: str, part: Part) -> None:
     if part.edit is not None:
+        # What lies there belongs to a part that was stale or damaged, else it would have been read.
+        shutil.rmtree(folder / "edits" / name, ignore_errors=True)
         save_edit(part.edit, folder / "edits" / name, data)
     trials = {
         regime: {
@@ -109,7 +112,7 @@ def _read(folder: Path, data: Dataset, name: str, key: str) -> Part | None:
         if _edit_hash(edit) != stored["edit"]:
             return None
         return Part(trials, edit, stored["facts"], stored["seconds"])
-    except (InfuserError, KeyError, TypeError, AttributeError):
+    except (InfuserError, KeyError, TypeError, AttributeError, ValueError):
         return None  # a damaged part is made again
 
 
