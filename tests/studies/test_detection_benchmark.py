@@ -22,7 +22,7 @@ from infuser.storage import read_json
 from infuser.studies import detection_benchmark as benchmark
 from infuser.studies.detection_benchmark import DetectionBenchmark, run_detection_benchmark
 from infuser.studies.poisons import ATTACKS, Poison, behaviour, flip_labels, poison, with_trigger
-from infuser.studies.suspects import FUSED_BLIND, FUSED_TOLD, Effort, recall_at, suite
+from infuser.studies.suspects import FUSED_ALL, FUSED_BLIND, FUSED_TOLD, Effort, recall_at, suite
 from infuser.training import train
 from infuser.types import Recipe, Suspicion
 
@@ -178,7 +178,7 @@ def test_recall_counts_ties_as_random_order() -> None:
 
 
 def test_fused_members_are_in_the_suite_and_settings_are_checked() -> None:
-    assert set(FUSED_BLIND) <= set(suite(Effort(), FEW, RECIPE, told=False))
+    assert set(FUSED_BLIND) < set(FUSED_ALL) <= set(suite(Effort(), FEW, RECIPE, told=False))
     assert set(FUSED_TOLD) <= set(suite(Effort(), FEW, RECIPE, told=True))
     for wrong in ({"flipped": 0.0}, {"k": 0}):
         with pytest.raises(InfuserError, match="out of range"):

@@ -22,8 +22,10 @@ from infuser.errors import InfuserError
 from infuser.training import Moment, Observer, train
 from infuser.types import Array, Builder, Measurement, Recipe, Suspicion
 
-# What is fused was fixed before anything was measured: blind, one detector of each kind that reads a model.
-FUSED_BLIND = ("loss", "f_ine_self", "self_influence", "spectral", "clustering", "deep_knn", "isolation")
+# fused_all holds one blind detector of each kind that reads a model, fixed before anything was measured; the three of
+# fused_blind were chosen on digits under seeds 10 to 12 (wrong labels and Infusion edits), which no result uses.
+FUSED_ALL = ("loss", "f_ine_self", "self_influence", "spectral", "clustering", "deep_knn", "isolation")
+FUSED_BLIND = ("loss", "deep_knn", "isolation")
 FUSED_TOLD = ("influence", "f_ine_towards", "f_ine_preconditioned")
 
 
@@ -130,7 +132,7 @@ def search(found: Observed, data: Dataset, effort: Effort, measurement: Measurem
         with _clocked(seconds, name):
             suspicions[name] = detect(fitted.get(name, detector), run, data, measurement)
         seconds[name] += recording.get(name, 0.0) + (seconds["curvature"] if name in fitted else 0.0)
-    for name, members in (("fused_blind", FUSED_BLIND), ("fused_told", FUSED_TOLD)):
+    for name, members in (("fused_all", FUSED_ALL), ("fused_blind", FUSED_BLIND), ("fused_told", FUSED_TOLD)):
         present = [member for member in members if member in suspicions]
         if present:
             suspicions[name] = fuse([suspicions[member] for member in present])
