@@ -33,6 +33,13 @@ def test_workers_have_the_threads_that_were_asked_for() -> None:
     assert list(Pool(1, threads=1).map(partial(_threads_and_product, 3), [1, 2])) == [(1, 3), (1, 6)]
 
 
+def test_jobs_in_this_process_have_the_threads_that_were_asked_for_and_no_others() -> None:
+    before = torch.get_num_threads()
+    assert list(Local(before + 1).map(partial(_threads_and_product, 3), [2])) == [(before + 1, 6)]
+    assert torch.get_num_threads() == before
+    assert list(Local().map(partial(_threads_and_product, 3), [2])) == [(before, 6)]
+
+
 def test_a_worker_that_dies_is_an_error_that_names_the_remedy() -> None:
     with pytest.raises(InfuserError, match=r"(?s)worker process died.*--resume"):
         list(Pool(1).map(_die, [1]))

@@ -147,4 +147,5 @@ def _measures(study: Study, probes: LogProb | Margin) -> list[Measurement]:
 
 
 def _executor(settings: Experiment) -> Executor:
-    return Local() if settings.workers == 1 else Pool(settings.workers, settings.recipe.threads or 1)
+    threads = settings.recipe.threads or 1  # of every job, wherever it runs: sums depend on it
+    return Local(threads) if settings.workers == 1 else Pool(settings.workers, threads)
