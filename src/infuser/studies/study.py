@@ -27,7 +27,8 @@ from infuser.errors import InfuserError, require
 from infuser.measure import LogProb, Margin, predictions
 from infuser.params import trainable
 from infuser.perturbation.balls import L2, Linf
-from infuser.perturbation.select import Strategy
+from infuser.perturbation.pgd import PGD
+from infuser.perturbation.select import PostEdit, Strategy
 from infuser.training import train
 from infuser.types import Builder, Damping, Recipe, Scores
 
@@ -112,7 +113,18 @@ class Experiment:
         for name in ("probes", "judged", "k", "steps", "restarts", "workers"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         require("seeds", self.seeds, 0 < len(set(self.seeds)) == len(self.seeds), "at least one, all distinct")
-        self.ball  # noqa: B018 - a radius that is out of range fails here, before anything is trained
+        seeds = (self.probe_seed, *self.seeds)
+        require("probe_seed, seeds", seeds, all(0 <= seed < 2**63 for seed in seeds), "0 <= seed < 2**63")
+        for name in ("limit", "fit_documents"):
+            value = getattr(self, name)
+            require(name, value, value is None or value >= 1, "at least 1, or null for all")
+        require("regimes", self.regimes, 0 < len(set(self.regimes)) == len(self.regimes), "at least one, all distinct")
+        # A victim's model is the name of its folder and of its rows.
+        models = [victim.model for victim in self.victims]
+        require("victims", models, len(set(models)) == len(models), "models that are all distinct")
+        # What is out of range fails here, before anything is trained.
+        PostEdit(self.pool)
+        PGD(self.ball, steps=self.steps)
 
     @property
     def ball(self) -> Linf | L2:
