@@ -281,7 +281,7 @@ def test_what_goes_wrong_names_arm_and_seed():
         retrain(run, [clean_arm()], flat, [4])
 
 
-@pytest.mark.parametrize("seeds", [(), (1, 1)])
+@pytest.mark.parametrize("seeds", [(), (1, 1), (0.5, 1.5)])
 def test_seeds_are_distinct(seeds):
     with pytest.raises(InfuserError, match="seeds must be distinct"):
         retrain(trained(), [clean_arm()], probe(), seeds)

@@ -214,8 +214,8 @@ def _measured(setting: Setting, job: Job, weights: Mapping[str, Tensor]) -> list
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     numbers = tuple(int(seed) for seed in seeds)
-    if not numbers or len(set(numbers)) != len(numbers):
-        raise InfuserError("seeds must be distinct, and at least one", got=listed(numbers))
+    if not numbers or len(set(numbers)) != len(numbers) or list(numbers) != list(seeds):
+        raise InfuserError("seeds must be distinct whole numbers, and at least one", got=listed(seeds))
     return numbers
 
 
