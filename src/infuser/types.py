@@ -267,10 +267,18 @@ class Scores:
 
     @classmethod
     def from_parquet(cls, path: str | Path) -> Scores:
-        """Return the scores that `to_parquet` wrote."""
+        """Return the scores that `to_parquet` wrote.
+
+        Raises:
+            InfuserError: the file is missing, damaged or holds something else.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pq.read_table(path)
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise InfuserError(f"cannot read the scores in {Path(path).name}", got=str(error)) from error
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if "id" not in table.column_names or not {"method", "unit"} <= metadata.keys():
             raise InfuserError(f"{Path(path).name} does not hold scores", got=table.column_names)

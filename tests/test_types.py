@@ -1,0 +1,35 @@
+"""Values that are written and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from infuser.errors import InfuserError
+from infuser.types import Scores
+
+
+def test_scores_come_back_from_parquet(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(2, 3))
+    scores = Scores(values, np.array([7, -1, 10**17]), "influence", "nats", ("3->1", "a: b"))
+    scores.to_parquet(tmp_path / "s.parquet")
+    back = Scores.from_parquet(tmp_path / "s.parquet")
+    assert np.array_equal(back.values, values)
+    assert back.ids.tolist() == [7, -1, 10**17]
+    assert (back.method, back.unit, back.queries) == ("influence", "nats", ("3->1", "a: b"))
+
+
+def test_files_that_hold_no_scores_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    with pytest.raises(InfuserError, match=r"cannot read the scores in s\.parquet"):
+        Scores.from_parquet(path)
+    path.write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(InfuserError, match=r"cannot read the scores in s\.parquet"):
+        Scores.from_parquet(path)
+    pq.write_table(pa.table({"id": [1]}), path)
+    with pytest.raises(InfuserError, match="does not hold scores"):
+        Scores.from_parquet(path)
