@@ -28,6 +28,9 @@ def write(runs: Path, out: Path) -> None:
                     run["tried"] = {name: values[run["singles"]] for name, values in candidates(table).items()}
                 product = np.array(run["self"]["f-INE snr"]) * np.array(run["self"]["training loss, mean"])
                 run["self"]["tried: snr x mean loss"] = product.tolist()
+                # The exponent was chosen on mnist-0; the other cases check it.
+                z = np.array(run["self"]["f-INE, EK-FAC within-step z"]) / np.array(run["sizes"]) ** 0.25
+                run["self"]["tried: EK-FAC z / size^(1/4)"] = z.tolist()
             rows += case_rows(folder.name, true_mu_of(folder.name), stored)
     write_json(out, {"name": "f_ine_fidelity", "claim": CLAIM, "rows": rows, "environment": environment()})
     for row in rows:
@@ -82,6 +85,8 @@ def case_rows(case: str, truth: TrueInfluence, stored: list[dict]) -> list[dict]
             *by_run(estimates[:, sizes == 1], own[sizes == 1]),
             int((sizes == 1).sum()),
         )
+        other = np.array([not name.startswith("class") for name in names])
+        row("Spearman, without one-class groups", method, *by_run(estimates[:, other], own[other]), int(other.sum()))
         if method.startswith("f-INE"):
             clear = (sizes == 1) & (own > 0.3)
             ratio = np.median(estimates[:, clear] / own[clear], axis=1).mean() if clear.any() else np.nan

@@ -112,7 +112,8 @@ def scan(a: Array, b: Array, seed: int = 0) -> Array:
 
     At a threshold alpha = (k_a + 0.5) / (n + 1) with k_a values of `a` above it, and beta = (k_b + 0.5) / (m + 1) with
     k_b values of `b` at or below it. Only thresholds count where both k are between c and the sample size less c,
-    c = max(5, ceil(0.05 n)): without this rule the tails decide (bias +4.5 at mu = 1, n = 200). Columns without such
+    c = max(5, ceil(0.05 n)): without this rule the tails decide, and mu is
+    infinite as soon as the samples do not overlap at one end. Columns without such
     a threshold get `gauss`. A maximum over thresholds is biased upwards all the same; kept for comparison.
 
     Source: arXiv 2510.10510, with the count rule and the smoothing added here.

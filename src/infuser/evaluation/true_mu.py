@@ -122,8 +122,8 @@ def true_influence(
     """Return the test statistics of models trained with and without each subset, paired by seed.
 
     A seed's model on all documents and its models without a subset (whose weight is 0, so that batches keep their size
-    and order) start from one initialisation and see one order: the difference is the subset's, and 250 seeds know mu to
-    0.017 where unpaired ones know it to 0.118. The statistic is the logit-scaled loss log(e^l - 1) for classification,
+    and order) start from one initialisation and see one order: what differs is the subset's, and far fewer seeds do than
+    with unpaired models. The statistic is the logit-scaled loss log(e^l - 1) for classification,
     which is close to normal, else the loss.
 
     Args:
@@ -133,8 +133,8 @@ def true_influence(
         subsets: name -> ids of S.
         queries: fixed test points, one statistic each.
         seeds: of the trainings; the spread over them is what mu is measured in.
-        randomness: `order` varies the data order alone; `init+order` the initialisation too. The two differ by a factor
-            of about 5 for test points: always state which.
+        randomness: `order` varies the data order alone; `init+order` the initialisation too. The two give
+            different values, for test points above all: always state which.
 
     Raises:
         InfuserError: a subset is empty, all of the data or names a document twice; seeds repeat; a loss is not finite.
