@@ -48,7 +48,7 @@ def test_differences_are_taken_by_probe_and_seed_whatever_the_order_of_the_rows(
     assert (shuffled.value, *shuffled.interval) == (effect.value, *effect.interval)
     # Pairing matters: compared as two groups the interval would be several times as wide.
     unpaired = stats.ttest_ind(made["edit"].mean(1), made["clean"].mean(1)).confidence_interval()
-    assert unpaired.high - unpaired.low > 5 * (effect.interval[1] - effect.interval[0])
+    assert unpaired.high - unpaired.low > 4 * (effect.interval[1] - effect.interval[0])
 
 
 @pytest.mark.parametrize("lost", ["edit", "clean"])
@@ -154,7 +154,8 @@ def test_the_two_way_bootstrap_equals_a_bootstrap_written_as_a_loop():
     n, s = table.shape
     mean, rows, columns = table.mean(), table.mean(1, keepdims=True), table.mean(0, keepdims=True)
     a = math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
-    wide = mean + a * (rows - mean) + math.sqrt(s / (s - 1)) * (columns - mean) + (table - rows - columns + mean)
+    b = math.sqrt(s / (s - 1)) * stats.t.ppf(0.975, s - 1) / stats.norm.ppf(0.975)
+    wide = mean + a * (rows - mean) + b * (columns - mean) + (table - rows - columns + mean)
     rng = np.random.default_rng(7)
     draws = []
     for _ in range(20_000):
@@ -180,10 +181,11 @@ def coverage(n, s, sds, repeats=400, resamples=1000, interval=two_way_interval):
 
 
 @pytest.mark.parametrize("n", [8, 12, 20])
-@pytest.mark.parametrize("sds", [(1, 0, 0.3), (1, 0.1, 0.5), (1, 0.3, 0.5)])
+@pytest.mark.parametrize("sds", [(1, 0, 0.3), (1, 0.1, 0.5), (1, 0.3, 0.5), (1, 1, 0.5), (0.3, 1, 0.3)])
 def test_the_interval_covers_as_often_as_it_says(n, sds):
     """3 seeds; standard deviations of probes, of seeds (common to all probes) and of the rest."""
-    assert 0.90 <= coverage(n, 3, sds) <= 0.99
+    # With probes and seeds alike it is on the safe side; it must never be below its level by more than chance.
+    assert 0.93 <= coverage(n, 3, sds) <= 0.995
 
 
 def test_resampling_cells_instead_would_cover_far_too_seldom():

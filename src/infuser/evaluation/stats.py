@@ -232,8 +232,8 @@ def two_way_interval(table: Array, bootstrap: Bootstrap) -> tuple[float, float]:
     """Return the percentile interval of the mean of a table (n, s) under resampling of its rows and of its columns.
 
     Plain percentile intervals are too narrow for small tables. So row effects are stretched by sqrt(n / (n - 1)) times
-    t_{n-1} over z (the width of the t-interval) and column effects by sqrt(s / (s - 1)) (the unbiased variance) before
-    they are resampled. With one column the answer is about one seed and no other.
+    t_{n-1} over z (the width of the t-interval), and column effects likewise by s, before they are resampled. With one
+    column the answer is about one seed and no other.
 
     Source: Owen, The pigeonhole bootstrap, 2007 (resampling of both factors); Hesterberg, What teachers should know
     about the bootstrap, 2015, section 3.3 (expanded percentile interval).
@@ -242,7 +242,7 @@ def two_way_interval(table: Array, bootstrap: Bootstrap) -> tuple[float, float]:
     tail = (1 + bootstrap.level) / 2
     mean, rows, columns = table.mean(), table.mean(1, keepdims=True), table.mean(0, keepdims=True)
     row_stretch = np.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail)
-    column_stretch = np.sqrt(s / (s - 1)) if s > 1 else 0.0
+    column_stretch = np.sqrt(s / (s - 1)) * stats.t.ppf(tail, s - 1) / stats.norm.ppf(tail) if s > 1 else 0.0
     residual = table - rows - columns + mean
     stretched = mean + row_stretch * (rows - mean) + column_stretch * (columns - mean) + residual
     rng = np.random.default_rng(bootstrap.seed)
