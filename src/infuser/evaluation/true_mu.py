@@ -122,9 +122,9 @@ def true_influence(
     """Return the test statistics of models trained with and without each subset, paired by seed.
 
     A seed's model on all documents and its models without a subset (whose weight is 0, so that batches keep their size
-    and order) start from one initialisation and see one order: what differs is the subset's, and far fewer seeds do than
-    with unpaired models. The statistic is the logit-scaled loss log(e^l - 1) for classification,
-    which is close to normal, else the loss.
+    and order) start from one initialisation and see one order: what differs is the subset's, and far fewer seeds do
+    than with unpaired models. The statistic is the logit-scaled loss log(e^l - 1) for classification, which is close
+    to normal, else the loss.
 
     Args:
         builder: (input_shape, n_outputs) -> nn.Module.
