@@ -96,6 +96,21 @@ def test_the_same_settings_give_the_same_bytes(folder: Path, tmp_path: Path) -> 
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_regimes_and_other_architectures_do_not_depend_on_the_workers(tmp_path: Path) -> None:
+    more = {
+        "regimes": "[last_epoch, scratch]",
+        "victims": "[{model: simple_cnn, options: {width: 4}, recipe: {epochs: 1, batch_size: 32, threads: 1}}]",
+        "probes": "2",
+        "controls": "[noise]",
+    }
+    for workers in ("1", "2"):
+        code, output = _invoke(*_run(tmp_path / workers, **more, workers=workers))
+        assert code == 0, output
+    first, second = (json.loads((tmp_path / w / "results.json").read_text()) for w in ("1", "2"))
+    assert set(first["regimes"]) == {"last_epoch", "scratch", "simple_cnn:last_epoch", "simple_cnn:scratch"}
+    assert first["regimes"] == second["regimes"]
+
+
 def test_an_interrupted_run_goes_on_and_ends_the_same(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,7 @@ def test_an_interrupt_keeps_the_epochs_that_are_done(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         inf.train(noisy, images(), ADAMW, observers=[Recorder(interrupt)], folder=tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["epoch-0000", "epoch-0001"]
+    assert sorted(p.name for p in tmp_path.glob("epoch-*")) == ["epoch-0000", "epoch-0001"]
     with pytest.raises(InfuserError, match="observers would miss the epochs"):
         inf.train(noisy, images(), ADAMW, observers=[Recorder()], folder=tmp_path)
     assert_same_run(inf.train(noisy, images(), ADAMW, folder=tmp_path), inf.train(noisy, images(), ADAMW))
@@ -328,7 +328,7 @@ def test_a_loss_that_is_not_finite_names_step_and_documents(tmp_path):
     with pytest.raises(InfuserError, match=r"loss is not finite at step 0 \(epoch 1\)") as caught:
         inf.train(spiky, data, recipe, folder=tmp_path)
     assert sorted(str(caught.value.got).removeprefix("documents ").split(", ")) == ["2", "9"]
-    assert [p.name for p in tmp_path.iterdir()] == ["epoch-0000"]
+    assert [p.name for p in tmp_path.glob("epoch-*")] == ["epoch-0000"]
 
 
 def test_divergence_in_a_later_epoch_keeps_the_checkpoints_before(tmp_path):
@@ -389,3 +389,19 @@ def test_augmentation_shows_flips_and_crops_of_the_documents():
     vectors = Dataset.from_arrays(np.zeros((4, 3)), np.zeros(4, int))
     with pytest.raises(InfuserError, match="augmentation needs images"):
         train(inf.models.mlp, vectors, recipe)
+
+
+def test_a_folder_of_another_model_is_refused_even_if_its_weights_would_fit(tmp_path):
+    def with_(activation):
+        def build(shape, n):
+            return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), activation(), torch.nn.Linear(8, n))
+
+        return build
+
+    data, _ = inf.data.digits()
+    few, recipe = data[data.ids[:40]], inf.Recipe(epochs=1)
+    first = inf.train(with_(torch.nn.ReLU), few, recipe, folder=tmp_path)
+    again = inf.train(with_(torch.nn.ReLU), few, recipe, folder=tmp_path)
+    assert again.checkpoints[-1].content_hash == first.checkpoints[-1].content_hash
+    with pytest.raises(inf.InfuserError, match="those of another model"):
+        inf.train(with_(torch.nn.Tanh), few, recipe, folder=tmp_path)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from infuser.checkpoints import Checkpoint, Run, build, load_run, load_weights, 
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.progress import track
+from infuser.storage import read_json, write_json
 from infuser.tasks import Task, task_of
 from infuser.types import Array, Batch, Builder, Recipe
 
@@ -145,6 +147,8 @@ def train(
             )
         kept = kept[: recipe.epochs + 1]
     model = build(builder, data.input_shape, data.n_outputs, recipe.seed).to(device)
+    if folder is not None:
+        _recognise(model, data, Path(folder))
     begin = kept[-1] if kept else start
     if begin is not None:
         load_weights(model, begin.weights)
@@ -178,6 +182,29 @@ def train(
         {observer.name: observer.trace() for observer in observers},
         device,
     )
+
+
+def _recognise(model: nn.Module, data: Dataset, folder: Path) -> None:
+    """Check that checkpoints in `folder` are those of this model: names and shapes cannot tell ReLU from Tanh.
+
+    A model is known by what its initialisation makes of four documents, to the precision that threads leave alone.
+    """
+    batch = data.batch(np.arange(min(4, len(data))), str(next(model.parameters()).device))
+    with torch.no_grad():
+        outputs = model.eval()(task_of(data).feed(batch.inputs)).flatten()[:64].tolist()
+    path = folder / "model.json"
+    if not path.exists():
+        write_json(path, {"initial_outputs": outputs})
+        return
+    stored = read_json(path).get("initial_outputs", [])
+    if len(stored) != len(outputs) or not np.allclose(stored, outputs, rtol=1e-3, atol=1e-4):
+        raise InfuserError(
+            "the checkpoints in this folder are those of another model",
+            got=f"initial outputs {listed([round(x, 4) for x in outputs], 4)}",
+            expected=listed([round(float(x), 4) for x in stored], 4),
+            causes=["the model's code or options were changed since"],
+            remedy="choose an empty folder, or start over (--overwrite)",
+        )
 
 
 def _epoch(

@@ -39,10 +39,17 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "thesis.tex"]
 
 
+def test_overwriting_spares_a_folder_that_no_run_wrote(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InfuserError, match="but no run"):
+        _open(tmp_path, overwrite=True)
+    assert (tmp_path / "checkpoints").is_dir()
+
+
 def test_two_drivers_cannot_share_a_folder(tmp_path: Path) -> None:
     with (
         opened(tmp_path, "k: 1\n", resume=False, overwrite=False),
-        pytest.raises(InfuserError, match="in use.*process"),
+        pytest.raises(InfuserError, match=r"in use.*process"),
     ):
         _open(tmp_path, resume=True)
     _open(tmp_path, resume=True)

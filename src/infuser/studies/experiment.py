@@ -81,9 +81,10 @@ def probe_job(study: Study, q: int) -> Part:
         return Part(trials, None, {}, time.monotonic() - begun)
     settings, probe = study.settings, study.probes[q]
     edits = make_edits(study, q)
-    edit = _reloaded(edits["edit"], study.data)
+    edits = {name: _reloaded(made, study.data) for name, made in edits.items()}
+    edit = edits["edit"]
     own = [c for c in settings.controls if c not in edits]
-    prepared = arms(study.data, {**edits, "edit": edit}, probe, controls=own, seed=settings.probe_seed + q)
+    prepared = arms(study.data, edits, probe, controls=own, seed=settings.probe_seed + q)
     treated = [arm for arm in prepared if arm.name != "clean"]
     trials = {}
     for name, run in study.runs:

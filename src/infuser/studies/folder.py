@@ -71,6 +71,12 @@ def opened(folder: str | os.PathLike[str], config: str, *, resume: bool, overwri
 def _settle(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:
     present = [name for name in CONTENTS if (folder / name).exists()]
     stored = folder / "config.yaml"
+    if present and overwrite and not stored.exists():
+        raise InfuserError(
+            "the output folder holds files of these names, but no run",
+            got=f"{folder} with {', '.join(present)}",
+            remedy="choose another --out, or remove them yourself",
+        )
     if present and overwrite:
         for name in present:
             path = folder / name

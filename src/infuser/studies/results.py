@@ -61,6 +61,7 @@ def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
         "model": settings.model,
         "n_train": len(study.data),
         "n_edited": settings.k,
+        "n_judged": min(settings.judged, len(study.test)),
         "norm": settings.norm,
         "radius": settings.radius,
         "strategy": settings.select,
