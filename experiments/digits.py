@@ -1,9 +1,9 @@
-"""The demo's claim: 28 of 1,438 digits edited by at most 16/255 move a probe, against clean, noise and random documents.
+"""The demo's claim: 28 of 1,438 digits edited by at most 16/255 move a probe, beyond every control.
 
     python experiments/digits.py --out runs/digits
 
-The settings are those of `infuser run digits`. Written to experiments/results/digits.json: the run's results.json, which
-is a function of the settings, the machine and the versions in it.
+The settings are those of `infuser run digits`. Written to experiments/results/digits.json: the run's results.json,
+which is a function of the settings, the machine and the versions in it.
 """
 
 from __future__ import annotations
