@@ -3,9 +3,9 @@
     python benchmarks/attribution_cost.py --repeats 5 --documents 256
 
 One process, one thread, CPU seconds, repetitions interleaved, medians. The model is TinyResNet of width 32 on 32 x 32
-images (CIFAR-10 where INFUSER_DATA is set, random pixels elsewhere: the cost does not depend on them). Both sides
-use sampled labels and their defaults, kronfluence with the largest batch that it is fastest with here (32). Agreement of the
-scores is a test (tests/attribution/test_against_kronfluence.py). Written to benchmarks/results.json.
+images (CIFAR-10 where INFUSER_DATA is set, random pixels elsewhere: the cost does not depend on them). Both sides use
+sampled labels and their defaults, kronfluence in batches of 32. That the scores agree is tested in
+tests/attribution/test_against_kronfluence.py. Written to benchmarks/results.json.
 """
 
 from __future__ import annotations

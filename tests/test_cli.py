@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,15 @@ def test_the_same_settings_give_the_same_bytes(folder: Path, tmp_path: Path) -> 
     assert code == 0, output
     for name in ("results.json", "config.yaml"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.skipif("INFUSER_DATA" not in os.environ, reason="INFUSER_DATA names no folder with mnist.npz")
+def test_mnist_runs_from_its_files(tmp_path: Path) -> None:
+    arguments = ["mnist" if a == "digits" else a for a in _run(tmp_path / "out", controls="[noise]", seeds="[1]")]
+    code, output = _invoke(*arguments, "--data", os.environ["INFUSER_DATA"], "--set", "judged=200")
+    assert code == 0, output
+    results = _results(tmp_path / "out")
+    assert (results["dataset"], results["n_train"], results["n_judged"]) == ("mnist train", 300, 200)
 
 
 def test_regimes_and_other_architectures_do_not_depend_on_the_workers(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Experiment:
         model_options: keyword arguments of the model's function, such as width: 16.
         recipe: of the clean run.
         curvature: what the directions are solved with.
-        fit_documents: documents that the curvature is fitted on; None means all.
+        fit_documents: documents that the curvature is fitted on at most; None means all.
         damping: added to the eigenvalues.
         measure: f, what the edit is to raise.
         probes: number of test documents, each with a random target that is not its clean prediction.
@@ -219,7 +219,8 @@ def _fit(settings: Experiment, run: Run, data: Dataset) -> Any:
     if settings.curvature == "identity":
         return identity(run)
     fit = fit_ekfac if settings.curvature == "ekfac" else fit_kfac
-    return fit(run, data, documents=settings.fit_documents, seed=settings.recipe.seed)
+    documents = None if settings.fit_documents is None else min(settings.fit_documents, len(data))
+    return fit(run, data, documents=documents, seed=settings.recipe.seed)
 
 
 @contextmanager
