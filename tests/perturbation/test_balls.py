@@ -97,6 +97,14 @@ def test_plain_rounding_would_leave_the_l2_ball():
     assert (kept != before).sum() == 36
 
 
+def test_a_bound_that_is_itself_rounded_keeps_the_document_inside():
+    before, ball = np.array([[[[1.0]]]], np.float32), Linf(254.99999999999997)
+    assert 1.0 + ball.radius / 255 == 2.0  # in float64, so that the bound admits what the ball does not
+    after = ball.store(np.array([[[[2.0]]]]), before)
+    assert ball.distance(before, after)[0] <= ball.radius
+    assert after[0, 0, 0, 0] == np.nextafter(np.float32(2), np.float32(1))
+
+
 @QUICK
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @given(data=st.data())

@@ -109,8 +109,9 @@ class Linf:
         exact = before.astype(np.float64)
         low, high = exact - self.radius / STEPS, exact + self.radius / STEPS
         after = np.clip(_finite(z), low, high).astype(before.dtype)
-        after = np.where(after > high, np.nextafter(after, before.dtype.type(-np.inf)), after)
-        return cast(Array, np.where(after < low, np.nextafter(after, before.dtype.type(np.inf)), after))
+        # Asked of the distance itself, since the bounds are rounded too; one step of the type towards `before` will do.
+        outside = np.abs(after.astype(np.float64) - exact) * STEPS > self.radius
+        return cast(Array, np.where(outside, np.nextafter(after, before), after))
 
 
 @final
