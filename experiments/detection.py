@@ -96,12 +96,23 @@ def table() -> None:
         facts = [read_json(part)["facts"] for part in sorted((RUNS / name / "parts").glob("*.json"))]
         if facts:
             rows = summarise(settings, sorted(facts, key=lambda fact: fact["seed"]))
+            for kind in ("rows", "removal"):
+                rows[kind] = [slim(row) for row in rows[kind] if row.get("when") != "before"]
             results[name] = {**rows, "environment": read_json(RUNS / name / "environment.json")}
     if rows := audit_rows():
         plan = "10 % wrong labels planted in 10,000 documents of MNIST, mlp, 10 epochs, batches of 32, lr 0.1"
         results["audit-mnist"] = {"plan": plan, "recall": rows}
     write_json(RESULTS, results)
     print(f"wrote {RESULTS}")
+
+
+def slim(row: dict[str, object]) -> dict[str, object]:
+    """Leave out what is the same in all rows; before is after minus lift."""
+    short = {key: value for key, value in row.items() if key not in ("unit", "interval", "n_documents", "seeds")}
+    if row.get("per_seed"):
+        by_seed = zip(row["seeds"], row["per_seed"], strict=True)  # type: ignore[call-overload]
+        short["per_seed"] = {seed: round(value, 4) for seed, value in by_seed}
+    return short
 
 
 def main() -> None:
