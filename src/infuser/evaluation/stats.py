@@ -306,7 +306,7 @@ def wilson(successes: int, n: int, unit: str = "probes", seeds: Sequence[int] = 
     """Return a share with its Wilson interval; no interval where n is 0.
 
     >>> print(wilson(0, 10))
-    0 [0, 0.278] (n = 10 probes, 0 seeds)
+    0 [0, 0.278] (n = 10 probes)
     """
     if not 0 <= successes <= n:
         raise InfuserError("successes are counted among n", got=f"{successes} of {n}")
