@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +17,22 @@ from infuser.errors import InfuserError
 
 J = TypeVar("J")
 R = TypeVar("R")
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use this many threads within the block; None leaves its setting alone."""
+    if threads is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Executor(Protocol):
@@ -48,16 +65,8 @@ class Local:
         return (self._done(fn, job) for job in jobs)
 
     def _done(self, fn: Callable[[J], R], job: J) -> R:
-        if self.threads is None:
+        with torch_threads(self.threads):
             return fn(job)
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
-            return fn(job)
-        finally:
-            torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

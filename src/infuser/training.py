@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from infuser.checkpoints import Checkpoint, Run, build, load_run, load_weights, save_checkpoint
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
+from infuser.executors import torch_threads
 from infuser.progress import track
 from infuser.storage import read_json, write_json
 from infuser.tasks import Task, task_of
@@ -167,7 +168,7 @@ def train(
     todo = range(kept[-1].epoch, recipe.epochs)
     # One bar for the whole run: each step takes one item.
     bar = track(range(len(todo) * _steps_per_epoch(data, recipe)), f"training {len(todo)} epochs")
-    with _threads(recipe.threads), closing(bar):
+    with torch_threads(recipe.threads), closing(bar):
         for epoch in todo:
             step = _epoch(model, optimizer, data, recipe, kept[-1], observers, bar)
             keep(epoch + 1, step)
@@ -320,16 +321,6 @@ def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, st
 
 def _copied(value: Any) -> Any:
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value
-
-
-@contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from infuser.data import Dataset, subset
 from infuser.evaluation.arms import arms
 from infuser.evaluation.metrics import ClassAccuracy, collateral
 from infuser.evaluation.retrain import retrain
-from infuser.executors import Executor, Local, Pool
+from infuser.executors import Executor, Local, Pool, torch_threads
 from infuser.measure import Accuracy, Correct, Distribution, LogProb, Margin, Probability
 from infuser.perturbation.distances import distance_summary
 from infuser.perturbation.gradient_matching import GradientMatching
@@ -56,7 +56,8 @@ def run_experiment(
     timing: dict[str, float] = {}
     with opened(out, dump(settings), resume=resume, overwrite=overwrite) as folder:
         write_json(folder / "environment.json", environment())
-        study = prepare(settings, folder, timing, allow_code=allow_code)
+        with torch_threads(_threads(settings)):
+            study = prepare(settings, folder, timing, allow_code=allow_code)
         study.scores.to_parquet(folder / "scores.parquet")
         with timed(timing, "jobs"):
             parts = _parts(study, folder, executor or _executor(settings))
@@ -147,6 +148,11 @@ def _measures(study: Study, probes: LogProb | Margin) -> list[Measurement]:
     return [*own, Correct(documents, labels), Distribution(probes), *whole]
 
 
+def _threads(settings: Experiment) -> int:
+    """Return the threads of the shared part and of every job, wherever it runs: sums depend on it."""
+    return settings.recipe.threads or 1
+
+
 def _executor(settings: Experiment) -> Executor:
-    threads = settings.recipe.threads or 1  # of every job, wherever it runs: sums depend on it
+    threads = _threads(settings)
     return Local(threads) if settings.workers == 1 else Pool(settings.workers, threads)
