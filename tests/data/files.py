@@ -45,7 +45,7 @@ def write_idx_folder(folder: Path, arrays: dict[str, np.ndarray], zipped: bool =
     for key, stem in names.items():
         raw, kind = idx(arrays[key]), "idx3" if key.startswith("x") else "idx1"
         name = f"{stem}{dot}{kind}-ubyte" + (".gz" if zipped else "")
-        (folder / name).write_bytes(gzip.compress(raw) if zipped else raw)
+        (folder / name).write_bytes(gzip.compress(raw, mtime=0) if zipped else raw)
 
 
 def npz(arrays: dict[str, np.ndarray], compressed: bool = False) -> bytes:
