@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, final
@@ -24,7 +25,7 @@ _CHUNK = 512  # documents a forward pass; results do not depend on it
 
 
 @dataclass(frozen=True)
-class _OfLabels:
+class _OfLabels(ABC):
     """A value read off the logits of Q classification documents with one wanted label each.
 
     Args:
@@ -44,8 +45,9 @@ class _OfLabels:
         """Return one value per probe, shape (Q,)."""
         return self._read(_outputs(self.documents, model, params))
 
+    @abstractmethod
     def _read(self, logits: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return one value per row of the logits (Q, C)."""
 
     def __len__(self) -> int:
         return len(self.documents)

@@ -30,7 +30,7 @@ from infuser.perturbation.token_edits import GreedyTokens
 from infuser.storage import write_json
 from infuser.studies.environment import environment
 from infuser.studies.folder import opened
-from infuser.studies.text_study import PRIMARY, Case, Setup, completed, results
+from infuser.studies.text_study import PRIMARY, Case, Setup, all_cases, results
 from infuser.tasks import task_of
 from infuser.training import train
 from infuser.types import Array, Damping, Edit, Params, Recipe, Trials
@@ -164,7 +164,7 @@ def run_caesar(settings: Caesar, out: str | Path, *, resume: bool = False, overw
         )
         pairs = shift_pairs(settings.alphabet, settings.pairs, settings.pair_seed)
         cases = [case(settings, stated, target) for stated, target in pairs]
-        trials, facts = completed(setup, cases, folder, settings)
+        trials, facts = all_cases(setup, cases, folder, settings)
         for (stated, target), each in zip(pairs, cases, strict=True):
             facts[each.name] |= {
                 "gcd": gcd(target - stated, settings.alphabet),

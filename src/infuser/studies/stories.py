@@ -24,7 +24,7 @@ from infuser.perturbation.token_edits import GreedyTokens
 from infuser.storage import write_json
 from infuser.studies.environment import environment
 from infuser.studies.folder import opened
-from infuser.studies.text_study import PRIMARY, Case, Setup, completed, results, seed_of
+from infuser.studies.text_study import PRIMARY, Case, Setup, all_cases, results, seed_of
 from infuser.training import epoch_order, train
 from infuser.types import Damping, Edit, Measurement, Recipe
 
@@ -135,7 +135,7 @@ def run_stories(settings: Stories, out: str | Path, *, resume: bool = False, ove
         run, replayed = fine_tuned(settings, material)
         setup = prepare(settings, material, run, replayed)
         cases = [case(settings, material, setup, target, probe) for target, probe in settings.pairs]
-        trials, facts = completed(setup, cases, folder, settings)
+        trials, facts = all_cases(setup, cases, folder, settings)
         value = {
             "schema": 1,
             "dataset": settings.texts,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from infuser.errors import InfuserError
 from infuser.evaluation.arms import arms
 from infuser.evaluation.retrain import retrain
 from infuser.evaluation.stats import compare
+from infuser.executors import Local
 from infuser.measure_text import Mean, coherence, document_losses
 from infuser.params import trainable
 from infuser.perturbation.perturb import perturb
@@ -26,14 +27,12 @@ from infuser.perturbation.select import PostEdit
 from infuser.perturbation.text_controls import clean_rewrite
 from infuser.perturbation.text_manifest import load_text_edit, save_text_edit, text_distances
 from infuser.perturbation.token_edits import GreedyTokens
-from infuser.progress import track
-from infuser.storage import read_json, write_json
 from infuser.studies.environment import environment
-from infuser.studies.parts import key_of
+from infuser.studies.parts import Part, completed, determinants, key_of
 from infuser.types import Arm, Array, Direction, Edit, Measurement, Trials
 
 PRIMARY = "contrast"
-_COLUMNS = ("arm", "seed", "probe", "measure", "value")
+START: Literal["last_epoch"] = "last_epoch"
 
 
 @dataclass(frozen=True)
@@ -84,22 +83,7 @@ class Setup:
     seeds: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one case gave.
-
-    Attributes:
-        trials: rows of all its arms but clean.
-        facts: numbers for results.json.
-        seconds: wall time.
-    """
-
-    trials: Trials
-    facts: Mapping[str, Any]
-    seconds: float
-
-
-def perform(setup: Setup, case: Case, folder: Path) -> Outcome:
+def perform(setup: Setup, case: Case, folder: Path) -> Part:
     """Edit for one case, write the edit, retrain from what was written, and measure every arm."""
     begun = time.monotonic()
     model = setup.run.model()
@@ -111,7 +95,7 @@ def perform(setup: Setup, case: Case, folder: Path) -> Outcome:
     save_text_edit(edits["edit"], where, setup.codec, perplexity=ratio)
     edits["edit"] = load_text_edit(where, setup.data, setup.codec)
     prepared = [arm for arm in arms(setup.data, edits, controls=()) if arm.name != "clean"]
-    trials = retrain(setup.run, prepared, case.measures, setup.seeds, "last_epoch")
+    trials = retrain(setup.run, prepared, case.measures, setup.seeds, START)
     distances = text_distances(edits["edit"], setup.codec)
     facts = {
         "coherence": agreement,
@@ -120,7 +104,7 @@ def perform(setup: Setup, case: Case, folder: Path) -> Outcome:
         **{f"{name}_mean": float(values.mean()) for name, values in distances.items()},
         "tokens_by_arm": {name: int((e.before != e.after).sum()) for name, e in edits.items()},
     }
-    return Outcome(trials, facts, time.monotonic() - begun)
+    return Part({START: trials}, None, facts, time.monotonic() - begun)
 
 
 def make_edits(setup: Setup, case: Case, direction: Direction) -> dict[str, Edit]:
@@ -161,27 +145,19 @@ def perplexity_ratio(run: Run, data: Dataset, edit: Edit) -> Array:
     return np.asarray(np.exp(losses[1] / tokens[1] - losses[0] / tokens[0]))
 
 
-def completed(setup: Setup, cases: Sequence[Case], folder: Path, settings: Any) -> tuple[Trials, dict[str, Any]]:
+def all_cases(setup: Setup, cases: Sequence[Case], folder: Path, settings: Any) -> tuple[Trials, dict[str, Any]]:
     """Return (all rows, facts by case), taking finished cases from `folder` and writing each as it is done."""
-    made = environment()
-    base = {"settings": asdict(settings), "packages": made["packages"], "system": made["system"]}
+    jobs: dict[str, Case | None] = {"clean": None, **{case.name: case for case in cases}}
+    base = determinants(settings, environment())
     base |= {"data": setup.data.content_hash, "weights": setup.run.checkpoints[-1].content_hash}
-    parts, facts = [], {}
-    for name in track(["clean", *(case.name for case in cases)], "cases"):
-        key = key_of({**base, "case": name})
-        path = folder / "parts" / f"{name}.json"
-        stored = read_json(path) if path.exists() else {}
-        if stored.get("key") == key:
-            rows = stored["trials"]
-            columns = {column: np.array(rows[column]) for column in _COLUMNS}
-            outcome = Outcome(Trials(**columns, start=rows["start"], starts=rows["starts"]), stored["facts"], 0.0)
-        else:
-            outcome = _clean(setup, cases) if name == "clean" else perform(setup, _named(cases, name), folder)
-            write_json(path, {"key": key, **_plain(outcome)})
-        parts.append(outcome.trials)
-        if name != "clean":
-            facts[name] = dict(outcome.facts)
-    return Trials.concat(parts), facts
+    keys = {name: key_of({**base, "case": name}) for name in jobs}
+
+    def job(case: Case | None) -> Part:
+        return _clean(setup, cases) if case is None else perform(setup, case, folder)
+
+    parts = completed(folder, setup.data, jobs, keys, Local(), job)
+    facts = {name: dict(part.facts) for name, part in parts.items() if name != "clean"}
+    return Trials.concat([part.trials[START] for part in parts.values()]), facts
 
 
 def results(trials: Trials, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +175,7 @@ def results(trials: Trials, facts: Mapping[str, Any]) -> dict[str, Any]:
     untreated = {m: {p: float(r.value[r.probe == p].mean()) for p in np.unique(r.probe)} for m, r in clean.items()}
     regime = {"unit": "nats", "arms": table, "effects": effects, "clean": untreated, "clean_drift": drift}
     return {
-        "regimes": {"last_epoch": regime},
+        "regimes": {START: regime},
         "cases": dict(facts),
     }
 
@@ -226,19 +202,9 @@ def _drift(rows: Trials) -> float | None:
     return float(np.mean(spread)) if spread else None
 
 
-def _clean(setup: Setup, cases: Sequence[Case]) -> Outcome:
+def _clean(setup: Setup, cases: Sequence[Case]) -> Part:
     begun = time.monotonic()
     measures = [measure for case in cases for measure in case.measures]
     clean = Arm("clean", setup.data, "the training data as they are: what retraining changes by itself")
-    trials = retrain(setup.run, [clean], measures, setup.seeds, "last_epoch")
-    return Outcome(trials, {}, time.monotonic() - begun)
-
-
-def _named(cases: Sequence[Case], name: str) -> Case:
-    return next(case for case in cases if case.name == name)
-
-
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    rows = {column: getattr(outcome.trials, column).tolist() for column in _COLUMNS}
-    trials = {**rows, "start": outcome.trials.start, "starts": dict(outcome.trials.starts)}
-    return {"trials": trials, "facts": dict(outcome.facts), "seconds": outcome.seconds}
+    trials = retrain(setup.run, [clean], measures, setup.seeds, START)
+    return Part({START: trials}, None, {}, time.monotonic() - begun)
