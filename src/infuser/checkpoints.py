@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -62,6 +62,7 @@ class Run:
         checkpoints: by epoch; the last is the trained model.
         traces: what the observers recorded, by observer name.
         device: where models of this run are built.
+        n_documents: N of the training data; 0 where nobody said.
     """
 
     builder: Builder
@@ -73,6 +74,31 @@ class Run:
     checkpoints: tuple[Checkpoint, ...]
     traces: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    n_documents: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        builder: Builder,
+        data: Dataset,
+        recipe: Recipe,
+        checkpoints: Sequence[Checkpoint],
+        traces: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+    ) -> Run:
+        """Return the run of these checkpoints, trained on `data`."""
+        return cls(
+            builder,
+            data.input_shape,
+            data.n_outputs,
+            data.kind,
+            recipe,
+            data.content_hash,
+            tuple(checkpoints),
+            traces or {},
+            device,
+            len(data),
+        )
 
     @classmethod
     def from_weights(
@@ -89,16 +115,7 @@ class Run:
         Without a recipe it can be attributed and edited for; retraining then needs `train_fn`, or a recipe.
         """
         checkpoint = Checkpoint(0, 0, {name: value.detach().cpu().clone() for name, value in state_dict.items()})
-        run = cls(
-            builder,
-            data.input_shape,
-            data.n_outputs,
-            data.kind,
-            recipe or Recipe(),
-            data.content_hash,
-            (checkpoint,),
-            device=device,
-        )
+        run = cls.of(builder, data, recipe or Recipe(), (checkpoint,), device=device)
         run.model()  # fails now, with names, if the weights do not fit
         return run
 
@@ -246,16 +263,7 @@ def load_run(
     expected = {"recipe": asdict(recipe), "data": data.content_hash}
     # By number, since after epoch 9999 the names sort otherwise.
     checkpoints = tuple(sorted((load_checkpoint(part, **expected) for part in parts), key=lambda c: c.epoch))
-    return Run(
-        builder,
-        data.input_shape,
-        data.n_outputs,
-        data.kind,
-        recipe,
-        data.content_hash,
-        checkpoints,
-        device=device,
-    )
+    return Run.of(builder, data, recipe, checkpoints, device=device)
 
 
 def with_traces(run: Run, traces: Mapping[str, Any]) -> Run:

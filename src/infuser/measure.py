@@ -143,21 +143,19 @@ class Accuracy:
 
     Args:
         documents: a labelled set.
-        queries: names of the rows that it is reported under; the one value is repeated for each.
-        name: of the column, where several sets are measured.
     """
 
     documents: Dataset
-    queries: tuple[str, ...] = ("",)
-    name: str = "test_accuracy"
+    name = "test_accuracy"
     unit = "share"
+    queries = ("",)  # of the whole model, no probe's
 
     def __call__(self, model: nn.Module, params: Params) -> Tensor:
-        """Return the share, shape (Q,)."""
-        return Correct(self.documents)(model, params).mean().repeat(len(self.queries))
+        """Return the share, shape (1,)."""
+        return Correct(self.documents)(model, params).mean().reshape(1)
 
     def __len__(self) -> int:
-        return len(self.queries)
+        return 1
 
 
 @final

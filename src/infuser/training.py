@@ -172,17 +172,8 @@ def train(
         for epoch in todo:
             step = _epoch(model, optimizer, data, recipe, kept[-1], observers, bar)
             keep(epoch + 1, step)
-    return Run(
-        builder,
-        data.input_shape,
-        data.n_outputs,
-        data.kind,
-        recipe,
-        data.content_hash,
-        tuple(kept),
-        {observer.name: observer.trace() for observer in observers},
-        device,
-    )
+    traces = {observer.name: observer.trace() for observer in observers}
+    return Run.of(builder, data, recipe, kept, traces, device)
 
 
 def _recognise(model: nn.Module, data: Dataset, folder: Path) -> None:

@@ -67,6 +67,17 @@ def test_ridge_regression_has_its_closed_form_and_the_derivative_of_the_optimum(
     np.testing.assert_allclose(scores.values, measured, rtol=1e-5, atol=1e-9)
 
 
+def test_a_part_of_the_training_set_keeps_the_scores_that_it_has_in_the_whole(ridge):
+    run, data, _, _, probe, dense = ridge
+    influence = Influence(dense, Damping(RIDGE, "absolute"))
+    whole = influence.score(run, data, outputs(probe)).values
+    part = influence.score(run, data[data.ids[5:15]], outputs(probe)).values
+    np.testing.assert_allclose(part, whole[:, 5:15], rtol=1e-9)
+    assert (
+        np.abs(4 * part - whole[:, 5:15]).max() > np.abs(part).max()
+    )  # what dividing by the part's own size would give
+
+
 @pytest.mark.parametrize("wrong", ["damping", "sign", "no curvature"])
 def test_the_ridge_oracle_rejects_wrong_versions(ridge, wrong):
     run, data, _, _, probe, dense = ridge

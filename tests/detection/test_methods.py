@@ -93,7 +93,7 @@ def test_isolation_is_the_distance_of_last_layer_gradients() -> None:
         rows.append(torch.cat([weight.flatten(), bias]).double())
     distances = torch.cdist(torch.stack(rows), torch.stack(rows)).fill_diagonal_(torch.inf)
     wanted = distances.sort(1).values[:, :3].mean(1).numpy()
-    alone = replace(run, data_hash=few.content_hash)
+    alone = replace(run, data_hash=few.content_hash, n_documents=len(few))
     found = detection.detect(detection.GradientIsolation(k=3, checkpoints=1), alone, few).values
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
     averaged = detection.detect(detection.GradientIsolation(k=3, checkpoints=4), alone, few).values
@@ -166,7 +166,7 @@ def test_rankers_of_what_was_recorded_add_nothing() -> None:
 def test_influence_is_that_of_the_dense_matrix() -> None:
     run, data, _ = observed()
     few = data[data.ids[:40]]
-    alone = replace(run, data_hash=few.content_hash)
+    alone = replace(run, data_hash=few.content_hash, n_documents=len(few))
     dense = fit_dense(alone, few, labels="empirical")
     damping = Damping(0.01, "absolute")
     model = alone.model()

@@ -28,7 +28,7 @@ def attribute(method: Attributor, run: Run, data: Dataset, probes: Measurement) 
     Args:
         method: how to attribute; its fields are its settings.
         run: the trained model, with the checkpoints that the method needs.
-        data: the N training documents; N is also the number that the objective (1/N) sum_i L_i averages over.
+        data: the training documents, or a part of them: N, which scores are divided by, is the run's.
         probes: f, the measurement to be raised, with Q queries.
 
     Returns:

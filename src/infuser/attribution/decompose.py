@@ -36,14 +36,14 @@ def by_token(direction: Direction, run: Run, data: Dataset) -> Array:
     v = {name: value[0] for name, value in mean.items()}
     h = step / float(algebra.norm(v))
     ends = (algebra.add(params, v, h), algebra.add(params, v, -h))
-    found = np.zeros((len(data), data.input_shape[0]))
+    found, n = np.zeros((len(data), data.input_shape[0])), run.n_documents or len(data)
     for start in range(0, len(data), _CHUNK):
         batch = data.batch(np.arange(start, min(start + _CHUNK, len(data))), run.device)
         with torch.no_grad():
             above, below = (
                 task.token_losses(functional_call(model, p, (task.feed(batch.inputs),)), batch.targets) for p in ends
             )
-        found[start : start + len(batch), 1:] = ((above - below).double() / (-2 * h * len(data))).cpu().numpy()
+        found[start : start + len(batch), 1:] = ((above - below).double() / (-2 * h * n)).cpu().numpy()
     return found
 
 
@@ -62,4 +62,10 @@ def by_layer(direction: Direction, run: Run, data: Dataset, *, via: Via = "auto"
         rows[name][layers.index(name.rpartition(".")[0])] = value[0]
     products = inner_products(model, trainable(model), data, rows, via=via).double().cpu().numpy()
     names = tuple(layer or "(root)" for layer in layers)
-    return Scores(products / -len(data), data.ids, f"{direction.made_by}, by layer", "f per document twice", names)
+    return Scores(
+        products / -(run.n_documents or len(data)),
+        data.ids,
+        f"{direction.made_by}, by layer",
+        "f per document twice",
+        names,
+    )

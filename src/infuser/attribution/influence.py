@@ -55,7 +55,7 @@ class Influence:
         return Direction(solved, names, f"{_named(self.curvature)}, damping {_damping(self.damping)}")
 
     def score(self, run: Run, data: Dataset, probes: Measurement) -> Scores:
-        """Return -(1/N) <v_q, grad L_i>, shape (Q, N)."""
+        """Return -(1/N) <v_q, grad L_i> of each document; N is the training set's, of which `data` may be a part."""
         return self.score_direction(run, data, self.direction(run, probes), getattr(probes, "unit", "its own"))
 
     def score_direction(self, run: Run, data: Dataset, direction: Direction, unit: str = "its own") -> Scores:
@@ -63,7 +63,7 @@ class Influence:
         model = run.model()
         products = inner_products(model, trainable(model), data, direction.params, self.via)
         return Scores(
-            (products / -len(data)).cpu().numpy(),
+            (products / -(run.n_documents or len(data))).cpu().numpy(),
             data.ids,
             f"influence with {direction.made_by}",
             f"change of f [{unit}] when the document counts twice",

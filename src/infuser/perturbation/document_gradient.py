@@ -1,15 +1,11 @@
 """The document gradient: how the predicted effect of a training document moves with the document itself.
 
-On smooth networks all ways to it agree. On networks of ReLUs the gradient of a loss jumps wherever a unit switches, and
-the exact derivative (forward, double) passes over the jumps, while a central difference of a finite step averages over
-them, as a finite edit does. The two then differ by design: on TinyResNet (digits, one direction, 100 documents) their
-relative distance is 0.4 or more at every h |v| from 0.4 down to 1e-5, and vanishes at 1e-7 in float64.
-
-That does not make the exact one the better guide. Edits of radius 8 that follow the central one at the step of
-`choose_step` had 18 to 33 % more *exact* predicted gain (5 directions, identity and EK-FAC, of 3 probes). What they did
-after retraining was the same within noise, at half the cost: +0.83 against +0.88 log-odds (4 probes, 2 orders, radius
-16). Below that step the average rests on few jumps and is noise; above it the loss is no longer what it is at theta.
-It differs by direction (0.0125 to 0.2 here), so it is chosen by a check.
+On smooth networks all ways to it agree. On networks of ReLUs the gradient of a loss jumps where a unit switches, and
+the exact derivative (forward, double) passes over the jumps, while a central difference of a finite step averages
+over them, as a finite edit does. The two then differ by design, at every step but the very smallest, and in float32
+those are lost in rounding. Which of them guides an edit better after retraining is not settled; the central one costs
+half. Below a certain step its average rests on few jumps and is noise, above it the loss is no longer what it is at
+theta; where that is differs by direction, so the step is chosen by a check.
 """
 
 from __future__ import annotations

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from infuser.config import dump
-from infuser.data import Dataset, subset
+from infuser.data import Dataset
 from infuser.evaluation.arms import arms
 from infuser.evaluation.metrics import ClassAccuracy, collateral
 from infuser.evaluation.retrain import retrain
 from infuser.executors import Executor, Local, Pool, torch_threads
-from infuser.measure import Accuracy, Correct, Distribution, LogProb, Margin, Probability
+from infuser.measure import Correct, Distribution, LogProb, Margin, Probability
 from infuser.perturbation.distances import distance_summary
 from infuser.perturbation.gradient_matching import GradientMatching
 from infuser.perturbation.manifest import load_edit, save_edit
@@ -143,8 +143,7 @@ def _measures(study: Study, probes: LogProb | Margin) -> list[Measurement]:
     """What is measured on every retrained model, one row a probe each."""
     documents, labels = probes.documents, probes.labels
     own = (Margin(documents, labels), LogProb(documents, labels), Probability(documents, labels))
-    judged = subset(study.test, min(study.settings.judged, len(study.test)))
-    whole = (Accuracy(judged, probes.queries), ClassAccuracy(judged), collateral(study.test, probes))
+    whole = (ClassAccuracy(study.judged), collateral(study.test, probes))
     return [*own, Correct(documents, labels), Distribution(probes), *whole]
 
 

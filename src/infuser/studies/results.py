@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infuser.data import Dataset
 from infuser.evaluation.checks import (
     Caveat,
     check_agreement,
@@ -20,7 +21,7 @@ from infuser.evaluation.checks import (
     check_trials,
     distinct,
 )
-from infuser.evaluation.metrics import arm_block, effect_block
+from infuser.evaluation.metrics import ClassAccuracy, arm_block, effect_block
 from infuser.evaluation.stats import PRIMARY, compare
 from infuser.evaluation.truth import agreement
 from infuser.storage import atomic_path
@@ -42,7 +43,7 @@ def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
     regimes, forecasts = {}, {}
     for regime, trials in pooled.items():
         effects = all_effects(trials)
-        regimes[regime] = _regime(trials, effects)
+        regimes[regime] = _regime(trials, effects, study)
         main = compare(trials, "edit", "clean", study.probes.name)
         forecast = agreement(predicted, np.array([main.per_probe[name] for name in study.probes.queries]))
         forecasts[regime] = {
@@ -61,7 +62,7 @@ def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
         "model": settings.model,
         "n_train": len(study.data),
         "n_edited": settings.k,
-        "n_judged": min(settings.judged, len(study.test)),
+        "n_judged": len(study.judged),
         "norm": settings.norm,
         "radius": settings.radius,
         "strategy": settings.select,
@@ -103,21 +104,27 @@ def write_trials(path: Path, pooled: Mapping[str, Trials]) -> None:
         pq.write_table(pa.table(columns), temporary)
 
 
-def _regime(trials: Trials, effects: Sequence[Effect]) -> dict[str, Any]:
+def _regime(trials: Trials, effects: Sequence[Effect], study: Study) -> dict[str, Any]:
     arms = list(dict.fromkeys(trials.arm.tolist()))
     return {
         "unit": effects[0].measure,
-        "arms": {arm: _with_collateral(trials, arm) for arm in arms},
+        "arms": {arm: _with_accuracy(trials, arm, study.judged) for arm in arms},
         "effects": [effect_block(effect) for effect in effects],
         "per_probe": {effect.arm: dict(effect.per_probe) for effect in effects if effect.control == "clean"},
     }
 
 
-def _with_collateral(trials: Trials, arm: str) -> dict[str, Any]:
+def _with_accuracy(trials: Trials, arm: str, judged: Dataset) -> dict[str, Any]:
+    """Return the arm's block with the accuracy of each class, their mean over documents, and the probes' neighbours."""
     near, classes = (trials.where(arm=arm, measure=name) for name in ("collateral", "class_accuracy"))
-    per_class = {name: float(classes.where(probe=name).value.mean()) for name in dict.fromkeys(classes.probe.tolist())}
-    kept = float(near.value.mean()) if len(near) else None
-    return {**arm_block(trials, arm), "collateral": kept, "class_accuracy": per_class}
+    names, documents = ClassAccuracy(judged).queries, np.unique(judged.targets, return_counts=True)[1]
+    per_class = {name: float(classes.where(probe=name).value.mean()) for name in names}
+    return {
+        **arm_block(trials, arm),
+        "test_accuracy": float(np.dot(list(per_class.values()), documents) / documents.sum()),
+        "collateral": float(near.value.mean()),
+        "class_accuracy": per_class,
+    }
 
 
 def _estimate(estimate: Any) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from infuser.config import resolve
 from infuser.curvature.ekfac import fit_ekfac
 from infuser.curvature.identity import identity
 from infuser.curvature.kfac import fit_kfac
-from infuser.data import Dataset
+from infuser.data import Dataset, subset
 from infuser.data.source import load
 from infuser.errors import InfuserError, require
 from infuser.measure import LogProb, Margin, predictions
@@ -157,6 +157,11 @@ class Study:
     influence: Influence
     plain: Influence
     scores: Scores
+
+    @property
+    def judged(self) -> Dataset:
+        """The test documents that accuracy is measured on."""
+        return subset(self.test, min(self.settings.judged, len(self.test)))
 
     @property
     def runs(self) -> list[tuple[str, Run]]:
