@@ -106,33 +106,24 @@ import os, random, sys, threading, warnings
 import numpy, torch
 import scipy.sparse, scipy.special, sklearn  # these change the filters of warnings
 warnings.simplefilter("error")
-before = {
-    "environment": dict(os.environ),
-    "folder": (os.getcwd(), sorted(os.listdir("."))),
-    "torch seed": torch.get_rng_state().tolist(),
-    "numpy seed": numpy.random.get_state()[1].tolist(),
-    "python seed": random.getstate(),
-    "threads": (torch.get_num_threads(), threading.active_count()),
-    "dtype": torch.get_default_dtype(),
-    "gradients": torch.is_grad_enabled(),
-    "deterministic": torch.are_deterministic_algorithms_enabled(),
-    "filters": list(warnings.filters),
-}
+def state():
+    return {
+        "environment": dict(os.environ),
+        "folder": (os.getcwd(), sorted(os.listdir("."))),
+        "torch seed": torch.get_rng_state().tolist(),
+        "numpy seed": numpy.random.get_state()[1].tolist(),
+        "python seed": random.getstate(),
+        "threads": (torch.get_num_threads(), threading.active_count()),
+        "dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "filters": list(warnings.filters),
+    }
+before = state()
 import infuser
 for name in infuser.__all__:
     getattr(infuser, name)
-after = {
-    "environment": dict(os.environ),
-    "folder": (os.getcwd(), sorted(os.listdir("."))),
-    "torch seed": torch.get_rng_state().tolist(),
-    "numpy seed": numpy.random.get_state()[1].tolist(),
-    "python seed": random.getstate(),
-    "threads": (torch.get_num_threads(), threading.active_count()),
-    "dtype": torch.get_default_dtype(),
-    "gradients": torch.is_grad_enabled(),
-    "deterministic": torch.are_deterministic_algorithms_enabled(),
-    "filters": list(warnings.filters),
-}
+after = state()
 print([key for key in before if before[key] != after[key]])
 """
     assert python(code) == "[]\n"
