@@ -369,7 +369,7 @@ def test_augmentation_shows_flips_and_crops_of_the_documents():
 
     def watching(shape, n_outputs):
         model = inf.models.mlp(shape, n_outputs)
-        model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+        model.register_forward_pre_hook(lambda module, args: seen.extend([args[0].detach().clone()] * module.training))
         return model
 
     data = Dataset.from_arrays(np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8), np.zeros(40, int))
@@ -405,3 +405,27 @@ def test_a_folder_of_another_model_is_refused_even_if_its_weights_would_fit(tmp_
     assert again.checkpoints[-1].content_hash == first.checkpoints[-1].content_hash
     with pytest.raises(inf.InfuserError, match="those of another model"):
         inf.train(with_(torch.nn.Tanh), few, recipe, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (
+            lambda net: type("Pair", (nn.Module,), {"forward": lambda self, x: (net(x), x)}),
+            "one tensor of floats.*tuple",
+        ),
+        (lambda net: type("Less", (nn.Module,), {"forward": lambda self, x: net(x)[:, :3]}), "do not fit the classes"),
+        (lambda net: type("Double", (nn.Module,), {"forward": lambda self, x: net.double()(x)}), "cannot read"),
+    ],
+    ids=["tuple", "too few outputs", "another dtype"],
+)
+def test_a_model_that_does_not_fit_its_data_is_named_before_training(wrap, message):
+    def build(shape, n):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, n))
+        module = wrap(net)()
+        module.net = net
+        return module
+
+    data, _ = inf.data.digits()
+    with pytest.raises(InfuserError, match=message):
+        inf.train(build, data[data.ids[:20]], inf.Recipe(epochs=1))

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -128,8 +128,8 @@ def train(
         device: where to train.
 
     Raises:
-        InfuserError: a loss is not finite (step and documents are named; checkpoints so far are kept), or `folder`
-            holds the checkpoints of another recipe or data set.
+        InfuserError: the model does not fit the documents (outputs, dtype), a loss is not finite (step and documents are
+            named; checkpoints in `folder` are kept), or `folder` holds those of another model, recipe or data set.
     """
     names = [observer.name for observer in observers]
     if len(set(names)) != len(names):
@@ -148,8 +148,9 @@ def train(
             )
         kept = kept[: recipe.epochs + 1]
     model = build(builder, data.input_shape, data.n_outputs, recipe.seed).to(device)
+    initial = _initial_outputs(model, data)
     if folder is not None:
-        _recognise(model, data, Path(folder))
+        _recognise(initial, Path(folder))
     begin = kept[-1] if kept else start
     if begin is not None:
         load_weights(model, begin.weights)
@@ -176,14 +177,40 @@ def train(
     return Run.of(builder, data, recipe, kept, traces, device)
 
 
-def _recognise(model: nn.Module, data: Dataset, folder: Path) -> None:
+def _initial_outputs(model: nn.Module, data: Dataset) -> list[float]:
+    """Return what the initialisation makes of four documents, and say clearly if that is nothing to train on."""
+    batch = data.batch(np.arange(min(4, len(data))), str(next(model.parameters()).device))
+    inputs = task_of(data).feed(batch.inputs)
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(inputs)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InfuserError(
+            "the model cannot read the documents",
+            got=f"inputs {inputs.dtype} {tuple(inputs.shape)}: {error}",
+            causes=["it was built for another input shape", "its weights have another dtype than its inputs"],
+        ) from error
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+        raise InfuserError(
+            "the model must return its outputs as one tensor of floats",
+            got=type(outputs).__name__,
+            remedy="wrap it in a module that returns the logits alone",
+        )
+    if data.kind == "classification" and outputs.shape != (len(batch), data.n_outputs):
+        raise InfuserError(
+            "the model's outputs do not fit the classes",
+            got=tuple(outputs.shape),
+            expected=(len(batch), data.n_outputs),
+            remedy="build as many outputs as the second argument of the builder says",
+        )
+    return cast("list[float]", outputs.flatten()[:64].tolist())
+
+
+def _recognise(outputs: list[float], folder: Path) -> None:
     """Check that checkpoints in `folder` are those of this model: names and shapes cannot tell ReLU from Tanh.
 
     A model is known by what its initialisation makes of four documents, to the precision that threads leave alone.
     """
-    batch = data.batch(np.arange(min(4, len(data))), str(next(model.parameters()).device))
-    with torch.no_grad():
-        outputs = model.eval()(task_of(data).feed(batch.inputs)).flatten()[:64].tolist()
     path = folder / "model.json"
     if not path.exists():
         write_json(path, {"initial_outputs": outputs})
