@@ -128,8 +128,8 @@ def train(
         device: where to train.
 
     Raises:
-        InfuserError: the model does not fit the documents (outputs, dtype), a loss is not finite (step and documents are
-            named; checkpoints in `folder` are kept), or `folder` holds those of another model, recipe or data set.
+        InfuserError: the model does not fit the documents (outputs, dtype), a loss is not finite (step and documents
+            are named; checkpoints in `folder` are kept), or `folder` holds those of another model, recipe or data set.
     """
     names = [observer.name for observer in observers]
     if len(set(names)) != len(names):
