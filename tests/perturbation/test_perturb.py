@@ -127,6 +127,21 @@ def test_the_pool_takes_turns_between_score_and_potential():
     assert seen == [pool.tolist()]
 
 
+def test_given_scores_fill_the_pool_of_post_edit_and_the_predicted_effect_still_chooses():
+    data, run, v = small.images(), small.run(), small.direction()
+    own = direction_scores(v, run, data)
+    chosen = {name: _perturb(3, select=PostEdit(pool=4), scores=given).ids.tolist() for name, given in
+              {"none": None, "equal": Scores(own[None], data.ids, "own", "f"),
+               "worst first": Scores(-own[None], data.ids, "reversed", "f")}.items()}  # fmt: skip
+    assert chosen["none"] == chosen["equal"] != chosen["worst first"]
+    pool = pool_of([data.ids[np.argsort(own, kind="stable")],
+                    data.ids[np.argsort(-METHOD.potential(v, run, data), kind="stable")]], 12)  # fmt: skip
+    edited = METHOD.edit(v, run, data, pool)
+    after = direction_scores(v, run, data, pool) + edited.gains
+    np.testing.assert_allclose(direction_scores(v, run, data, pool), own[data.positions(pool)], rtol=1e-6)
+    assert chosen["worst first"] == pool[np.argsort(-after, kind="stable")[:3]].tolist()
+
+
 def test_a_perturber_without_a_hint_gets_random_documents_in_its_pool():
     data, run, v = small.images(), small.run(), small.direction()
     seen: list = []

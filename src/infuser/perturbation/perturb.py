@@ -82,11 +82,14 @@ def perturb(
     return replace(edit, made_by=f"{edit.made_by}; {_chosen(size, len(data), select, seed)}")
 
 
-def direction_scores(direction: Direction, run: Run, data: Dataset) -> Array:
-    """Return -(1/N) <v, grad L_i> of every document for the mean of the direction's queries, shape (N,)."""
+def direction_scores(direction: Direction, run: Run, data: Dataset, ids: Array | None = None) -> Array:
+    """Return -(1/N) <v, grad L_i> for the mean of the direction's queries, N being all documents of `data`.
+
+    Shape (N,), or that of `ids` where only these documents are asked for.
+    """
     model = run.model()
     v = {name: value.detach().to(run.device) for name, value in direction.mean().params.items()}
-    products = inner_products(model, trainable(model), data, v)[0]
+    products = inner_products(model, trainable(model), data if ids is None else data[ids], v)[0]
     return np.asarray(products.double().cpu().numpy() / -len(data))
 
 
@@ -100,8 +103,8 @@ def _post_edit(
     scores: Scores | None,
     seed: int,
 ) -> Edit:
-    own = direction_scores(direction, run, data)
-    top = choose("top", data, run, len(data), scores=own if scores is None else scores_over(scores, data))
+    own = direction_scores(direction, run, data) if scores is None else None
+    top = choose("top", data, run, len(data), scores=scores_over(scores, data) if own is None else own)
     if isinstance(method, Hinting):
         other = choose("top", data, run, len(data), scores=method.potential(direction, run, data))
     else:
@@ -113,7 +116,11 @@ def _post_edit(
             got=type(method).__name__,
             remedy="choose another strategy: top, random, ...",
         )
-    before = own[data.positions(pool.ids)] if settings.criterion == "alignment" else 0.0
+    before = np.zeros(len(pool))
+    if settings.criterion == "alignment":
+        # Scores that are given may be of another method; then only the pool's are computed.
+        at = data.positions(pool.ids)
+        before = direction_scores(direction, run, data, pool.ids) if own is None else own[at]
     kept = np.argsort(-(before + pool.gains), kind="stable")[:k]
     made_by = f"{pool.made_by}; {_chosen(k, len(data), 'post_edit', seed)} by {settings.criterion} from {len(pool)}"
     return take(pool, kept, made_by)

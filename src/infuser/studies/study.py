@@ -192,14 +192,17 @@ def prepare(settings: Experiment, folder: Path, timing: dict[str, float], *, all
 
 
 def choose_probes(settings: Experiment, run: Run, test: Dataset) -> LogProb | Margin:
-    """Return random test documents, each with a random target that is neither its prediction nor its label."""
+    """Return random test documents, each with a random target that is neither its prediction nor its label.
+
+    The first n of more probes are the n probes of fewer.
+    """
     if settings.probes > len(test):
         raise InfuserError("more probes than test documents", got=settings.probes, expected=f"at most {len(test)}")
     if test.n_outputs < 3:
         raise InfuserError("a probe needs a class that is neither predicted nor true", got=f"{test.n_outputs} classes")
     model = run.model()
     rng = np.random.default_rng([settings.probe_seed, 1])
-    chosen = test[rng.choice(test.ids, settings.probes, replace=False)]
+    chosen = test[rng.permutation(test.ids)[: settings.probes]]
     predicted = predictions(model, trainable(model), chosen)
     targets = []
     for guess, label in zip(predicted, chosen.targets, strict=True):

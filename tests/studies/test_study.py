@@ -1,0 +1,41 @@
+"""What the jobs of a study share."""
+
+import numpy as np
+import pytest
+
+from infuser.data import digits, subset
+from infuser.measure import predictions
+from infuser.models import mlp
+from infuser.params import trainable
+from infuser.studies.study import Experiment, choose_probes
+from infuser.training import train
+from infuser.types import Recipe
+
+
+@pytest.fixture(scope="module")
+def trained():
+    data, test = digits()
+    return train(mlp, subset(data, 100), Recipe(epochs=1, threads=1)), test
+
+
+def test_fewer_probes_are_the_first_of_more(trained):
+    run, test = trained
+    many = choose_probes(Experiment(probes=12), run, test)
+    few = choose_probes(Experiment(probes=5), run, test)
+    assert few.documents.ids.tolist() == many.documents.ids[:5].tolist()
+    assert np.asarray(few.labels).tolist() == np.asarray(many.labels)[:5].tolist()
+    other = choose_probes(Experiment(probes=5, probe_seed=1), run, test)
+    assert other.documents.ids.tolist() != few.documents.ids.tolist()
+
+
+def test_a_target_is_neither_the_prediction_nor_the_label(trained):
+    run, test = trained
+    probes = choose_probes(Experiment(probes=200), run, test)
+    model = run.model()
+    guesses = predictions(model, trainable(model), probes.documents)
+    labels = np.asarray(probes.labels)
+    assert len(set(probes.documents.ids.tolist())) == 200
+    assert not (labels == np.asarray(guesses)).any()
+    assert not (labels == probes.documents.targets).any()
+    # Else no target would have had to be refused, and the test could not fail.
+    assert (np.asarray(guesses) != probes.documents.targets).any()
