@@ -7,9 +7,9 @@ from torch.func import functional_call, grad, vmap
 from infuser.data.text import PAD
 from infuser.errors import InfuserError
 from infuser.params import trainable
-from infuser.perturbation.token_effect import TokenEffect, relaxed_loss
+from infuser.perturbation.token_effect import TokenEffect, relaxed_loss, substitution_gains
 from infuser.tasks import losses, task_of
-from infuser.types import Direction
+from infuser.types import Direction, Edit
 from tests.perturbation import small_text as small
 
 
@@ -118,3 +118,22 @@ def test_bad_input_is_named() -> None:
     zero = Direction({k: torch.zeros_like(x)[None] for k, x in small.vector().items()}, ("zero",), "zero")
     with pytest.raises(InfuserError, match="the direction is zero"):
         TokenEffect.of(zero, small.run(), small.data()).scores(small.data().inputs, small.data().targets)
+
+
+def test_a_substitution_gains_what_taking_it_back_loses() -> None:
+    ds = small.data()
+    after, targets = ds.inputs[:2].copy(), ds.targets[:2].copy()
+    for i, t in ((0, 3), (0, 6), (1, 4)):
+        after[i, t] = (after[i, t] + 1) % 5 + 3
+        targets[i, t] = after[i, t]
+    edit = Edit(ds.ids[:2], ds.inputs[:2], after, ds.targets[:2], targets, None, "by hand")
+    got = substitution_gains(effect(), edit)
+    assert got.shape == after.shape
+    assert sorted(zip(*map(np.ndarray.tolist, np.nonzero(~np.isnan(got))), strict=True)) == [(0, 3), (0, 6), (1, 4)]
+    back, labels = after[:1].copy(), targets[:1].copy()
+    back[0, 3], labels[0, 3] = ds.inputs[0, 3], ds.targets[0, 3]
+    wanted = exact(after[:1], targets[:1])[0] - exact(back, labels)[0]
+    assert got[0, 3] == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+    assert (after != ds.inputs[:2]).any()  # the edit itself is as it was given
+    # The negative: what both substitutions gain together is not what one of them does.
+    assert abs(got[0, 3] - got[0, 6]) > 1e-3

@@ -103,8 +103,9 @@ def _post_edit(
     scores: Scores | None,
     seed: int,
 ) -> Edit:
-    own = direction_scores(direction, run, data) if scores is None else None
-    top = choose("top", data, run, len(data), scores=scores_over(scores, data) if own is None else own)
+    given = None if scores is None else scores_over(scores, data)
+    own = direction_scores(direction, run, data) if given is None else None
+    top = choose("top", data, run, len(data), scores=own if given is None else given)
     if isinstance(method, Hinting):
         other = choose("top", data, run, len(data), scores=method.potential(direction, run, data))
     else:

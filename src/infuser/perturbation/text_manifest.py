@@ -45,7 +45,12 @@ def text_distances(edit: Edit, codec: Codec) -> dict[str, Array]:
 
 
 def save_text_edit(
-    edit: Edit, folder: str | os.PathLike[str], codec: Codec, *, perplexity: Array | None = None
+    edit: Edit,
+    folder: str | os.PathLike[str],
+    codec: Codec,
+    *,
+    perplexity: Array | None = None,
+    substitution_gains: Array | None = None,
 ) -> Path:
     """Write before/ID.txt, after/ID.txt and manifest.json, the manifest last: a folder with one is whole.
 
@@ -54,6 +59,7 @@ def save_text_edit(
         folder: of this edit alone.
         codec: of the documents.
         perplexity: (k,) perplexity after over before under the clean model, for the record.
+        substitution_gains: (k, T) what each substitution gained, NaN where the token was kept; for the record.
 
     Raises:
         InfuserError: `folder` holds another edit, or a document is not given back by its text.
@@ -71,6 +77,7 @@ def save_text_edit(
             "diff": token_diff(edit.before[j], edit.after[j], codec),
             "gain": None if edit.gains is None else float(edit.gains[j]),
             "perplexity_ratio": None if perplexity is None else float(perplexity[j]),
+            "substitution_gains": None if substitution_gains is None else _present(substitution_gains[j]),
             **{name: float(values[j]) for name, values in distances.items()},
         }
         for j, i in enumerate(edit.ids)
@@ -134,6 +141,25 @@ def load_text_edit(folder: str | os.PathLike[str], data: Dataset, codec: Codec) 
     )
 
 
+def recorded(folder: str | os.PathLike[str], edit: Edit) -> tuple[Array | None, Array | None]:
+    """Return what the manifest says beside the edit: (perplexity ratios (k,), substitution gains (k, T)), or None.
+
+    Raises:
+        InfuserError: it is not the manifest of an edit of text.
+    """
+    rows = {row["id"]: row for row in _rows(read_json(Path(folder) / NAME))}
+    kept = [rows[i] for i in edit.ids.tolist()]
+    ratios = [row.get("perplexity_ratio") for row in kept]
+    perplexity = None if None in ratios else np.array(ratios, dtype=np.float64)
+    if any(row.get("substitution_gains") is None for row in kept):
+        return perplexity, None
+    gains = np.full(edit.after.shape, np.nan)
+    for j, row in enumerate(kept):
+        for t, gain in row["substitution_gains"]:
+            gains[j, t] = gain
+    return perplexity, gains
+
+
 def write_texts(data: Dataset, folder: str | os.PathLike[str], codec: Codec) -> None:
     """Write every document as ID.txt: all of a released set alike, else the files give the edited ones away."""
     for i, text in zip(data.ids.tolist(), texts_of(data.inputs, codec), strict=True):
@@ -161,6 +187,10 @@ def undo_texts(folder: str | os.PathLike[str], edit_folder: str | os.PathLike[st
         with atomic_path(Path(folder) / f"{i}.txt") as temporary:
             temporary.write_bytes(text.encode())
     return list(before)
+
+
+def _present(row: Array) -> list[tuple[int, float]]:
+    return [(int(t), float(row[t])) for t in np.flatnonzero(~np.isnan(row))]
 
 
 def _require_stored(edit: Edit, texts: dict[str, list[str]], codec: Codec) -> None:

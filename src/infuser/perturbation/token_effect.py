@@ -18,7 +18,7 @@ from infuser.data.text import PAD
 from infuser.errors import InfuserError
 from infuser.params import trainable
 from infuser.tasks import CausalLM
-from infuser.types import Array, Direction, Params
+from infuser.types import Array, Direction, Edit, Params
 
 _CHUNK = 16  # documents a forward pass; results do not depend on it
 _TOLERANCE = 0.05  # the largest relative error of scores that edits are chosen by
@@ -142,6 +142,27 @@ class TokenEffect:
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.tensor(array).to(next(iter(self.params.values())).device)
+
+
+def substitution_gains(effect: TokenEffect, edit: Edit) -> Array:
+    """Return what f would lose if one substitution were taken back and the others kept, (k, T); NaN where none is.
+
+    gain_t = s(z') - s(z' with token t as it was). The gains of a document need not add up to that of its edit, since
+    what one substitution does depends on the others.
+
+    Args:
+        effect: of the direction that the edit was made for.
+        edit: of documents of tokens, (k, T), that keeps their lengths.
+    """
+    document, place = np.nonzero(edit.before != edit.after)
+    rows, targets = edit.after[document], edit.targets_after[document]
+    at = np.arange(len(document))
+    rows[at, place], targets[at, place] = edit.before[document, place], edit.targets_before[document, place]
+    gains = np.full(edit.after.shape, np.nan)
+    if len(document):
+        whole, _ = effect.scores(edit.after, edit.targets_after)
+        gains[document, place] = whole[document] - effect.scores(rows, targets)[0]
+    return gains
 
 
 def relaxed_loss(model: nn.Module, params: Params, x: Tensor, weight: Tensor) -> Tensor:

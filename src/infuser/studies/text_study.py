@@ -27,6 +27,7 @@ from infuser.perturbation.select import PostEdit
 from infuser.perturbation.text_controls import clean_rewrite
 from infuser.perturbation.text_manifest import load_text_edit, save_text_edit, text_distances
 from infuser.perturbation.token_edits import GreedyTokens
+from infuser.perturbation.token_effect import TokenEffect, substitution_gains
 from infuser.studies.environment import environment
 from infuser.studies.parts import Part, completed, determinants, key_of
 from infuser.types import Arm, Array, Direction, Edit, Measurement, Trials
@@ -92,7 +93,8 @@ def perform(setup: Setup, case: Case, folder: Path) -> Part:
     edits = make_edits(setup, case, direction)
     ratio = perplexity_ratio(setup.run, setup.data, edits["edit"])
     where = folder / "edits" / case.name
-    save_text_edit(edits["edit"], where, setup.codec, perplexity=ratio)
+    gains = substitution_gains(TokenEffect.of(direction, setup.run, setup.data), edits["edit"])
+    save_text_edit(edits["edit"], where, setup.codec, perplexity=ratio, substitution_gains=gains)
     edits["edit"] = load_text_edit(where, setup.data, setup.codec)
     prepared = [arm for arm in arms(setup.data, edits, controls=()) if arm.name != "clean"]
     trials = retrain(setup.run, prepared, case.measures, setup.seeds, START)
