@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from infuser.errors import InfuserError
@@ -17,7 +18,7 @@ def simple_cnn(input_shape: tuple[int, ...], n_outputs: int, width: int = 32) ->
         raise InfuserError("SimpleCNN needs images", got=input_shape, expected="(channels, height >= 4, width >= 4)")
     channels, height, breadth = input_shape
     features = 2 * width * (height // 4) * (breadth // 4)
-    return nn.Sequential(
+    layers = nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1),
         nn.ReLU(),
         nn.MaxPool2d(2),
@@ -29,3 +30,6 @@ def simple_cnn(input_shape: tuple[int, ...], n_outputs: int, width: int = 32) ->
         nn.ReLU(),
         nn.Linear(128, n_outputs),
     )
+    # On CPUs convolutions and pooling together take about half the time in this layout.
+    layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return layers
