@@ -36,7 +36,7 @@ $(VENV)/.installed: $(VENV)/.torch $(MADE_FROM)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(LOCKED) --editable '.[dev,hf]'
+	$(LOCKED) --editable '.[dev,hf,ray]'
 	$(LOCKED) --no-deps --requirement oracles.txt
 	@touch $@
 

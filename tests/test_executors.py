@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -43,6 +44,24 @@ def test_jobs_in_this_process_have_the_threads_that_were_asked_for_and_no_others
 def test_a_worker_that_dies_is_an_error_that_names_the_remedy() -> None:
     with pytest.raises(InfuserError, match=r"(?s)worker process died.*--resume"):
         list(Pool(1).map(_die, [1]))
+
+
+def _once_killed(folder: Path, job: int) -> int:
+    """Kill the own process the first time that a job is run."""
+    mark = folder / str(job)
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job * job
+
+
+def test_a_pool_is_set_up_again_for_what_was_not_finished(tmp_path: Path) -> None:
+    mends = Pool(1, retries=2, backoff=0.01)
+    assert list(mends.map(partial(_once_killed, tmp_path), range(2))) == [0, 1]
+    for mark in tmp_path.iterdir():
+        mark.unlink()
+    with pytest.raises(InfuserError, match="worker process died"):
+        list(Pool(1, retries=1, backoff=0.01).map(partial(_once_killed, tmp_path), range(2)))
 
 
 def test_a_script_without_a_guard_is_an_error_and_no_hang(tmp_path: Path) -> None:

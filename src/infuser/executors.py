@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle  # noqa: TID251 - a pool pickles whatever it ships; nothing from outside is read
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -60,6 +61,11 @@ class Local:
 
     threads: int | None = None
 
+    @property
+    def slots(self) -> int:
+        """Jobs that run at a time."""
+        return 1
+
     def map(self, fn: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
         """Yield fn(job) for each job."""
         return (self._done(fn, job) for job in jobs)
@@ -76,21 +82,29 @@ class Pool:
     The threads of a worker are part of what fixes the bits of its results, hence a field and not a guess.
 
     Attributes:
-        workers: processes; None means one per core.
+        workers: processes; None means as many as have `threads` cores each.
         threads: torch threads of each worker.
+        retries: how often the pool is set up again after a worker has died, with what was not finished.
+        backoff: seconds before the first retry; doubled for each further one.
     """
 
     workers: int | None = None
     threads: int = 1
+    retries: int = 0
+    backoff: float = 0.5
+
+    @property
+    def slots(self) -> int:
+        """Jobs that run at a time."""
+        return self.workers or max(1, (os.cpu_count() or 1) // self.threads)
 
     def map(self, fn: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
         """Yield fn(job) for each job; `fn`, jobs and results must be picklable.
 
         Raises:
-            InfuserError: a worker process died.
+            InfuserError: a worker process died, and did so again at every retry.
         """
         todo = list(jobs)
-        workers = min(self.workers or os.cpu_count() or 1, max(len(todo), 1))
         # Spawned, not forked: a fork after torch has started its threads can hang.
         context = multiprocessing.get_context("spawn")
         with tempfile.TemporaryDirectory() as folder:
@@ -99,21 +113,32 @@ class Pool:
             shared = os.path.join(folder, "fn")  # noqa: PTH118
             with open(shared, "wb") as file:
                 pickle.dump(fn, file)
-            pool = ProcessPoolExecutor(workers, context, _begin, (shared, self.threads))
-            try:
-                for future in [pool.submit(_work, job) for job in todo]:
-                    yield future.result()
-            except BrokenProcessPool as error:
-                raise InfuserError(
-                    "a worker process died",
-                    causes=[
-                        "it ran out of memory or was killed",
-                        "the calling script runs at import: guard it with if __name__ == '__main__'",
-                    ],
-                    remedy="run the same command again with --resume, with fewer workers",
-                ) from error
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+            for left in range(self.retries, -1, -1):
+                workers = min(self.slots, max(len(todo), 1))
+                pool = ProcessPoolExecutor(workers, context, _begin, (shared, self.threads))
+                try:
+                    futures = [pool.submit(_work, job) for job in todo]
+                    for future in futures:
+                        yield future.result()
+                        todo.pop(0)
+                    return
+                except BrokenProcessPool as error:
+                    if not left:
+                        raise _died() from error
+                finally:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                time.sleep(self.backoff * 2 ** (self.retries - left))
+
+
+def _died() -> InfuserError:
+    return InfuserError(
+        "a worker process died",
+        causes=[
+            "it ran out of memory or was killed",
+            "the calling script runs at import: guard it with if __name__ == '__main__'",
+        ],
+        remedy="run the same command again with --resume, with fewer workers",
+    )
 
 
 _worker: dict[str, Any] = {}  # of a worker process, filled by _begin; the parent process never touches it

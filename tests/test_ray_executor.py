@@ -1,0 +1,103 @@
+"""Ray gives what one process gives, and lost workers cost nothing but time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from infuser.errors import InfuserError
+from infuser.ray_executor import RayExecutor
+from infuser.testing import check_executor
+
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'infuser[ray]'")
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[RayExecutor]:
+    made = RayExecutor(backoff=0.05)
+    ray.init(num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    yield made
+    ray.shutdown()
+
+
+def _threads_and_sum(shared: np.ndarray, job: int) -> tuple[int, float]:
+    shared += 0  # what is shared may be written to, as in a process of one's own
+    return torch.get_num_threads(), float(shared.sum()) * job
+
+
+def _once_killed(folder: Path, job: int) -> int:
+    """Kill the own process the first time that a job is run."""
+    mark = folder / str(job)
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job * job
+
+
+def _always_killed(job: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return job
+
+
+class _UnpicklableError(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("torn")
+
+
+def _odd(job: int) -> int:
+    raise _UnpicklableError(1, 2)
+
+
+def _span(job: int) -> tuple[float, float]:
+    begun = time.time()
+    time.sleep(0.3)
+    return begun, time.time()
+
+
+def test_the_contract_holds(executor: RayExecutor) -> None:
+    check_executor(executor)
+
+
+def test_jobs_have_their_threads_and_what_they_share_is_writable(executor: RayExecutor) -> None:
+    shared = np.ones(4)
+    assert list(executor.map(partial(_threads_and_sum, shared), [1, 2])) == [(1, 4.0), (1, 8.0)]
+    wide = RayExecutor(cpus=2)
+    assert list(wide.map(partial(_threads_and_sum, shared), [3])) == [(2, 12.0)]
+
+
+def test_cores_are_not_shared(executor: RayExecutor) -> None:
+    assert executor.slots == 2
+    assert RayExecutor(cpus=2).slots == 1
+    spans = sorted(RayExecutor(cpus=2).map(_span, range(3)))
+    assert all(end <= begun + 0.01 for (_, end), (begun, _) in pairwise(spans))
+
+
+def test_a_job_that_dies_with_its_worker_is_run_again(executor: RayExecutor, tmp_path: Path) -> None:
+    assert list(executor.map(partial(_once_killed, tmp_path), range(4))) == [0, 1, 4, 9]
+
+
+def test_a_job_that_always_dies_is_an_error_that_names_the_remedy(executor: RayExecutor) -> None:
+    once = RayExecutor(retries=1, backoff=0.05)
+    with pytest.raises(InfuserError, match=r"job 0 was lost 2 times.*--resume"):
+        list(once.map(_always_killed, [1]))
+
+
+def test_an_error_that_cannot_be_pickled_still_reaches_the_caller(executor: RayExecutor) -> None:
+    with pytest.raises(InfuserError, match=r"(?s)a job failed.*torn"):
+        list(executor.map(_odd, [1]))
+
+
+@pytest.mark.parametrize("wrong", [{"cpus": 0}, {"gpus": -1}, {"gpus": 1.5}, {"retries": -1}, {"backoff": -1.0}])
+def test_resources_out_of_range_are_errors(wrong: dict[str, float]) -> None:
+    with pytest.raises(InfuserError, match="out of range"):
+        RayExecutor(**wrong)  # type: ignore[arg-type]
