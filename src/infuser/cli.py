@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from infuser.errors import InfuserError
+
+if TYPE_CHECKING:
+    from infuser.executors import Executor
 
 # Torch and everything above it is imported inside the commands: `infuser --help` answers at once.
 app = typer.Typer(
@@ -86,9 +89,60 @@ def run(
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A study's settings with `grid` or `list`, as YAML.")],
+    data: Data = None,
+    out: Out = None,
+    on: Annotated[
+        str, typer.Option("--on", help="local, ray (found, else started here), ray://HOST:PORT or HOST:PORT.")
+    ] = "local",
+    gpus: Annotated[float, typer.Option("--gpus", help="GPUs that a job on Ray holds; fractions share one.")] = 0.0,
+    settings: Settings = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
+) -> None:
+    """Run a study at many settings, on this machine or on a cluster; nothing that is finished is run again."""
+    folder = out or Path("runs") / config.stem
+    with _said(f"infuser sweep {config} --out {folder} --on {on} --resume"):
+        from infuser.studies.sweep import read_sweep, run_sweep
+        from infuser.studies.sweep_table import sweep_summary
+
+        chosen = read_sweep(config, settings or [], data)
+        flags: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "allow_code": allow_code}
+        with _executor(on, chosen.threads, gpus) as executor:
+            results = run_sweep(chosen, folder, executor, **flags)
+        typer.echo(sweep_summary(folder))
+        if results["failed"]:
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _executor(on: str, threads: int, gpus: float) -> Iterator[Executor | None]:
+    """Yield the executor that --on names; None is the study's own."""
+    if on == "local":
+        if gpus:
+            raise InfuserError("--gpus goes with Ray", got="--on local")
+        yield None
+        return
+    if on != "ray" and ":" not in on:
+        raise InfuserError("unknown place to run", got=on, expected="local, ray, ray://HOST:PORT or HOST:PORT")
+    from infuser.ray_executor import RayExecutor
+
+    executor = RayExecutor(None if on == "ray" else on, cpus=threads, gpus=gpus)
+    with executor.connected():
+        yield executor
+
+
+@app.command()
 def show(folder: RunFolder) -> None:
-    """Print the effects of a finished run."""
+    """Print the effects of a finished run, or how far a sweep is and what it found."""
     with _said(f"infuser show {folder}"):
+        if (folder / "sweep.json").exists():
+            from infuser.studies.sweep_table import sweep_summary
+
+            typer.echo(sweep_summary(folder))
+            return
         from infuser.storage import read_json
         from infuser.studies.show import summary
 
@@ -102,14 +156,9 @@ def report(
 ) -> None:
     """Write one HTML file that compares several finished runs."""
     with _said("infuser report RUN... --out FILE"):
-        from infuser.report import compare_results
-        from infuser.report import report as write
-        from infuser.storage import read_json
+        from infuser.studies.comparison import write_comparison
 
-        results = {folder.name: read_json(folder / "results.json") for folder in folders}
-        if len(results) != len(folders):
-            raise InfuserError("two run folders have the same name", got=", ".join(str(f) for f in folders))
-        typer.echo(f"Wrote {write(out, *compare_results(results), title='Runs compared')}")
+        typer.echo(f"Wrote {write_comparison(folders, out)}")
 
 
 @app.command()

@@ -13,7 +13,7 @@ import pytest
 import infuser.report as rep
 from infuser.errors import InfuserError
 from infuser.report import axes, forest, plots
-from infuser.report.blocks import Figure, Row
+from infuser.report.blocks import Figure, Prose, Row, Table
 from infuser.report.report import render
 from infuser.report.sections import sections
 from infuser.types import Edit, Effect, Estimate, Scores
@@ -175,7 +175,21 @@ def hostile_parts(name: str) -> list[object]:
         rep.PredictedMeasured((name,), np.ones(1), np.ones(1), name),
         rep.TransferMatrix({(name, name): Effect(name, name, name, estimate, None, {})}),
         rep.Provenance(name, {name: name}, {name: name}, {name: name}),
-        rep.ComparedRun(name, {name: name}, {name: Effect(name, name, name, estimate, None, {})}),
+        rep.ComparedRun(
+            name,
+            {name: name},
+            (
+                rep.Regime(
+                    name,
+                    (
+                        Effect(name, name, name, estimate, None, {}),
+                        Effect("edit", "clean", name, estimate, 0.1, {name: 1.0}),
+                    ),
+                ),
+            ),
+            (rep.Metric(name, estimate),),
+        ),
+        rep.Sheet(name, {name: {name: name}}, name, name),
     ]
 
 
@@ -357,8 +371,40 @@ def test_results_json_becomes_sentences_effects_and_points() -> None:
 
 @pytest.mark.usefixtures("light")
 def test_runs_are_compared_side_by_side() -> None:
-    parts = rep.compare_results({"runs/a": material.results(), "runs/b": material.results() | {"radius": 8}})
-    page = Page(render(parts, "Two runs"))
+    a, b = material.results(), material.results() | {"radius": 8}
+    b["regimes"] = {"last_epoch": {**b["regimes"]["last_epoch"], "effects": b["regimes"]["last_epoch"]["effects"][:2]}}
+    configs = {"runs/a": {"k": 28, "recipe": {"lr": 0.1}}, "runs/b": {"k": 28, "recipe": {"lr": 0.2}}}
+    found = sections(rep.compare_results({"runs/a": a, "runs/b": b}, configs))
+    assert [section.id for section in found] == ["runs"]
+    tables = {block.caption: block for block in found[0].blocks if isinstance(block, Table)}
+    settings = tables["Settings that differ"]
+    assert settings.columns == ("run", "recipe.lr")  # k is alike
+    assert [[cell.text for cell in row] for row in settings.rows] == [["runs/a", "0.1"], ["runs/b", "0.2"]]
+    [alike] = [block for block in found[0].blocks if isinstance(block, Prose)]
+    assert alike.code == "k: 28"
+    arms = next(table for caption, table in tables.items() if "log-odds" in caption)
+    assert arms.columns == ("run", *(name.replace("_", " ") for name in material.ARMS))
+    assert [cell.text for cell in arms.rows[0]][1] == "+0.86 [0.76, 0.96]"
+    assert [cell.text for cell in arms.rows[1]][3:] == ["–"] * 4  # an arm that a run does not have
+    page = Page(render(rep.compare_results({"runs/a": a, "runs/b": b}, configs), "Two runs"))
     assert page.faults == []
-    assert "runs/b" in page.text
-    assert [a["id"] for a in page.of("section") if a.get("id")] == ["runs"]
+
+
+def test_audits_are_compared_by_their_recall() -> None:
+    audit = {
+        "n": 100, "dataset": "digits", "model": "simple_cnn", "ranked_by": "loss", "suspects": [], "planted": None,
+        "precision": {"rows": [], "reason": "unknown: no documents were named as trusted"},
+        "recall": {"kind": "label_flips", "reason": None, "rows": [
+            {"detector": "loss", "depth": 0.1, "value": 0.8, "ci95": [0.6, 0.9], "n": 20, "seeds": [0]}]},
+    }  # fmt: skip
+    found = sections(rep.compare_results({"a": audit, "b": audit | {"model": "mlp"}}))
+    tables = [block for block in found[0].blocks if isinstance(block, Table)]
+    assert tables[0].columns == ("run", "model")
+    assert [cell.text for cell in tables[1].rows[0]][1:] == ["0.80 [0.60, 0.90]"] * 2
+    said = rep.from_results(audit)[0]
+    assert said.found[0].startswith("Of 20 planted label flips, loss has 80 % [60, 90] in the first 10 % of its list")
+
+
+def test_what_is_no_results_file_is_refused() -> None:
+    with pytest.raises(InfuserError, match="not the results of a run"):
+        rep.from_results({"schema": 1})

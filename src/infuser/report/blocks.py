@@ -201,10 +201,11 @@ def column(values: Sequence[object], signed: bool = True) -> list[Cell]:
     floats = [abs(v) for v in values if isinstance(v, float) and v == v]
     largest = max(floats, default=0.0)
     decimals = min(max(2 - math.floor(math.log10(largest)), 3 if largest < 10 else 2), 6) if largest > 0 else 2
+    decimals = 0 if largest >= 10_000 else decimals
     cells = []
     for value in values:
         if isinstance(value, float) and value == value:
-            cells.append(Cell(format(value, f"{'+' if signed else ''}z.{decimals}f").replace("-", "−"), value))
+            cells.append(Cell(format(value, f"{'+' if signed else ''}z,.{decimals}f").replace("-", "−"), value))
         else:
             cells.append(value_cell(value))
     return cells

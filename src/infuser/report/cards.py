@@ -12,6 +12,10 @@ from infuser.report.lookup import class_name
 from infuser.report.material import EditView, ProbeView, TokenDiff
 from infuser.types import Array
 
+HOW_TO_READ = (
+    "What stood there before is struck through above what stands there now; point at a substitution for what taking it "
+    "back alone would lose."
+)
 _CLASSES = 12  # bars of a small chart; beyond, only the classes that matter are drawn
 _BUDGET = 2_000_000  # bytes of pictures of edited documents, so that a page stays easy to mail
 _FEWEST = 6  # edited documents that are shown whatever their size
@@ -62,9 +66,7 @@ def token_diffs(diffs: Sequence[TokenDiff]) -> Cards:
         tokens = tuple(_token(b, a, g) for b, a, g in zip(diff.before, diff.after, gains, strict=True))
         facts = _changed(diff.before, diff.after)
         cards.append(Card(f"document {diff.id}", text=diff.note, tokens=tokens, facts=facts))
-    caption = (
-        f"{len(diffs)} documents; struck through: before; underlined: after. Point at a substitution for its gain."
-    )
+    caption = f"{len(diffs)} documents. {HOW_TO_READ}"
     return Cards("Token by token", caption, tuple(cards), wide=True)
 
 

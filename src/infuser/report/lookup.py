@@ -17,6 +17,8 @@ class Lookup:
         self._where = {int(i): (part, row) for part in known for row, i in enumerate(part.ids)}
         self.edited = {i for part in known for i in part.edited}
         self.known = bool(self._where)
+        self.labelled = self.known and any(np.ndim(part.targets) == 1 and len(part.targets) for part in known)
+        self.facts = tuple(dict.fromkeys(name for part in known for name in part.facts))
 
     def cell(self, id_: int) -> Cell:
         """Return the id with a thumbnail or the beginning of the text."""
@@ -34,8 +36,15 @@ class Lookup:
         if id_ not in self._where:
             return "–"
         part, row = self._where[id_]
-        target = part.targets[row]
+        target = part.targets[row] if len(part.targets) else ()
         return class_name(part.classes, target)
+
+    def fact(self, name: str, id_: int) -> object:
+        """Return what is known of a document under a name; None where nothing is."""
+        if id_ not in self._where:
+            return None
+        part, row = self._where[id_]
+        return part.facts[name][row] if name in part.facts else None
 
 
 def class_name(classes: Sequence[str], target: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -165,16 +165,18 @@ class Documents:
     Attributes:
         ids: (n,).
         inputs: (n, C, H, W) uint8, or texts.
-        targets: (n,) labels.
+        targets: (n,) labels; () where there are none.
         classes: names of the classes.
         edited: ids that somebody edited, where that is known.
+        facts: name -> (n,) what else is known of each; a column of the tables of suspects.
     """
 
     ids: Array
     inputs: Array | tuple[str, ...]
-    targets: Array
+    targets: Array | tuple[()] = ()
     classes: tuple[str, ...] = ()
     edited: tuple[int, ...] = ()
+    facts: Mapping[str, Sequence[object] | Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ class Detection:
         results: drawn as bars.
         n_edited: documents to find.
         n_clean: the others.
+        drawn: metrics that get bars, the others stand in the table; all by default.
     """
 
     title: str
@@ -256,6 +259,7 @@ class Detection:
     results: tuple[DetectorResult, ...] = ()
     n_edited: int = 0
     n_clean: int = 0
+    drawn: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -293,15 +297,34 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """What is known of each unit, in a table that can be sorted.
+
+    Attributes:
+        title: of the table.
+        rows: name of the unit -> column -> value. Columns are shown in the order in which they first appear.
+        unit: what a row is ("pair").
+        note: what the columns mean.
+    """
+
+    title: str
+    rows: Mapping[str, Mapping[str, float | str | None]]
+    unit: str = "probe"
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class ComparedRun:
     """One of several runs.
 
     Attributes:
         name: of the run.
-        settings: column -> value.
-        effects: name of the regime -> its main effect.
+        settings: column -> value; those that are alike in all runs are shown once.
+        regimes: effects of its arms.
+        metrics: statistics of runs that have no arms.
     """
 
     name: str
     settings: Mapping[str, float | str | None]
-    effects: Mapping[str, Effect]
+    regimes: tuple[Regime, ...] = ()
+    metrics: tuple[Metric, ...] = ()

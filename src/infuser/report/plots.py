@@ -36,7 +36,7 @@ def predicted_measured(part: PredictedMeasured) -> Figure:
     rows = tuple((Cell(name), value_cell(p, signed=True), value_cell(m, signed=True)) for name, p, m in pairs)
     equality = "the dashed line is equality" if drawn else "the axes differ in scale, equality lies outside"
     table = Table("Predicted and measured change", ("probe", "predicted", "measured"), rows)
-    caption = f"One point a probe, n = {len(pairs)}; {equality}. {said[:1].upper()}{said[1:]}".strip()
+    caption = f"One point each, n = {len(pairs)}; {equality}. {said[:1].upper()}{said[1:]}".strip()
     data = [{**points, "showlegend": False}]
     if drawn:
         data.insert(0, {**equal, "hoverinfo": "skip", "showlegend": False})

@@ -14,7 +14,8 @@ from typing import Any
 from infuser.report import plots
 from infuser.report.blocks import Block, Figure, Row, Section
 from infuser.report.material import Summary
-from infuser.report.sections import of, sections
+from infuser.report.parts import of
+from infuser.report.sections import sections
 from infuser.storage import plain, write_text
 
 _HERE = Path(__file__).parent

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
 
 from infuser.errors import InfuserError
 from infuser.report import cards, forest, plots
 from infuser.report.blocks import Block, Cell, Notes, Prose, Row, Section, Table, column, value_cell
+from infuser.report.comparison import compared
 from infuser.report.lookup import Lookup
 from infuser.report.material import (
     Caveat,
@@ -21,21 +20,22 @@ from infuser.report.material import (
     ProbeView,
     Provenance,
     Regime,
+    Sheet,
     Summary,
     TokenDiff,
     TradeOff,
     TransferMatrix,
 )
-from infuser.report.wording import arm_name, by_measure, interval_only, interval_text
+from infuser.report.parts import edited_ids, estimate_cells, flat, of, sizes, title_of
+from infuser.report.suspects import detection
+from infuser.report.wording import arm_name, by_measure, interval_text
 from infuser.types import Edit, Effect, Estimate, Scores, Suspicion, Trials
 
-T = TypeVar("T")
 _MOST_ROWS = 500  # of a table of trials; the rest lies in the run's parquet file
-_SUSPECTS = 60
 _APART = 3.0  # explicit insertion on an axis of its own when it is so many times larger than everything else
 KNOWN = (
     Effect, Scores, Edit, Suspicion, Trials, Estimate, Summary, Caveat, Metric, Regime, ProbeView, EditView, TokenDiff,
-    Documents, PredictedMeasured, TransferMatrix, Detection, TradeOff, Provenance, ComparedRun,
+    Documents, PredictedMeasured, TransferMatrix, Detection, TradeOff, Provenance, ComparedRun, Sheet,
 )  # fmt: skip
 
 
@@ -50,15 +50,10 @@ def sections(parts: Sequence[object]) -> list[Section]:
         expected = ", ".join(kind.__name__ for kind in KNOWN)
         raise InfuserError("a report cannot show this", got=", ".join(foreign), expected=expected)
     builders: tuple[Callable[[Sequence[object]], Section | None], ...] = (
-        _caveats, _compared, _effects, _transfer, _probes, _edits, _texts, _predicted, _scores, _detection, _trade_offs,
-        _metrics, _trials, _provenance,
+        _caveats, compared, _effects, _transfer, _sheets, _probes, _edits, _texts, _predicted, _scores, detection,
+        _trade_offs, _metrics, _trials, _provenance,
     )  # fmt: skip
     return [section for build in builders if (section := build(parts)) is not None]
-
-
-def of(parts: Sequence[object], kind: type[T]) -> list[T]:
-    """Return the parts of one kind, in their order."""
-    return [part for part in parts if isinstance(part, kind)]
 
 
 def _caveats(parts: Sequence[object]) -> Section | None:
@@ -67,26 +62,6 @@ def _caveats(parts: Sequence[object]) -> Section | None:
         return None
     notes = Notes(tuple((c.code.replace("_", " "), c.text) for c in found))
     return Section("caveats", "Read this first", [notes], "Automatic checks found what limits these results.")
-
-
-def _compared(parts: Sequence[object]) -> Section | None:
-    runs = of(parts, ComparedRun)
-    if not runs:
-        return None
-    columns = tuple(dict.fromkeys(key for run in runs for key in run.settings))
-    rows = tuple((Cell(r.name), *(value_cell(r.settings.get(c)) for c in columns)) for r in runs)
-    blocks: list[Block] = [Table("Settings of the runs", ("run", *columns), rows, tool=True)]
-    for measure in by_measure([e for r in runs for e in r.effects.values()]):
-        for regime in dict.fromkeys(name for r in runs for name in r.effects):
-            pairs = [(r.name, r.effects[regime]) for r in runs if regime in r.effects]
-            pairs = [(name, effect) for name, effect in pairs if effect.measure == measure]
-            if pairs:
-                effects = [effect for _, effect in pairs]
-                figure = forest.forest(effects, [name for name, _ in pairs], [True] * len(pairs), _title(regime))
-                blocks.append(
-                    Row((figure,), f"The main effect of each run, {regime.replace('_', ' ')}. {_sizes(effects)}")
-                )
-    return Section("runs", "Runs compared", blocks)
 
 
 def _effects(parts: Sequence[object]) -> Section | None:
@@ -109,13 +84,13 @@ def _effects(parts: Sequence[object]) -> Section | None:
 
 
 def _regime(regime: Regime, named: bool) -> Sequence[Block]:
-    title = _title(regime.name) if named and regime.name else ""
+    title = title_of(regime.name) if named and regime.name else ""
     drawn = [e for e in regime.effects if e.control == regime.control] or list(regime.effects)
     blocks = _forests(drawn, title)
     every = forest.effects_table(regime.effects, f"{title or 'Effects'}: every comparison", tool=True)
     if blocks:
         control = arm_name(drawn[0].control)
-        caption = f"Difference from {control}, paired by probe and seed. {_sizes(drawn)}"
+        caption = f"Difference from {control}, paired by probe and seed. {sizes(drawn)}"
         blocks[-1] = forest.captioned(blocks[-1], caption, every)
     if regime.arms:
         columns = tuple(dict.fromkeys(key for arm in regime.arms for key in arm.cells))
@@ -127,7 +102,7 @@ def _regime(regime: Regime, named: bool) -> Sequence[Block]:
 
 
 def _forests(effects: Sequence[Effect], title: str) -> list[Row]:
-    """Return a row of forest plots, one a measure, that share their arms; insertion below if it needs its own axis."""
+    """Return forest plots, one a measure, two a row; insertion below if it needs its own axis."""
     measures = by_measure(sorted(effects, key=lambda e: e.arm != "edit"))
     first = next(iter(measures.values()), [])
     apart = {e.arm for e in _apart(first)}
@@ -143,10 +118,11 @@ def _forests(effects: Sequence[Effect], title: str) -> list[Row]:
                 labels = [arm_name(e.arm) for e in chosen]
                 named.append(labels)
                 figures.append(forest.forest(chosen, labels, [e.arm == "edit" for e in chosen], heading))
-        if figures:
+        # Two measures a row; of an odd number the first stands alone rather than the last.
+        for at in range(-(len(figures) % 2), len(figures), 2):
+            pair, names = figures[max(at, 0) : at + 2], named[max(at, 0) : at + 2]
             # Only figures of exactly the same rows may leave out their names.
-            same = all(labels == named[0] for labels in named)
-            rows.append(forest.shared(figures) if same else Row(tuple(figures)))
+            rows.append(forest.shared(pair) if len(pair) == 2 and names[0] == names[1] else Row(tuple(pair)))
     return rows
 
 
@@ -160,7 +136,7 @@ def _across(regimes: Sequence[Regime]) -> Row:
     ]
     effects = [e for _, e in pairs]
     figure = forest.forest(effects, [name for name, _ in pairs], [True] * len(pairs), "The edit in every regime")
-    return Row((figure,), f"Edit minus its control for each way to retrain. {_sizes(effects)}")
+    return Row((figure,), f"Edit minus its control for each way to retrain. {sizes(effects)}")
 
 
 def _apart(effects: Sequence[Effect]) -> list[Effect]:
@@ -192,9 +168,22 @@ def _transfer(parts: Sequence[object]) -> Section | None:
         table = Table("Transfer matrix: rows made on, columns trained", columns, tuple(rows))
         labels = [f"{arm_name(a)} → {arm_name(b)}" for a, b in matrix.effects]
         figure = forest.forest(effects, labels, [a == b for a, b in matrix.effects])
-        caption = f"The same edited files, each architecture against its own control. {_sizes(effects)}"
+        caption = f"The same edited files, each architecture against its own control. {sizes(effects)}"
         blocks += [forest.captioned(Row((figure,)), caption, forest.effects_table(effects, "Transfer")), table]
     return Section("transfer", "Transfer to other architectures", blocks) if blocks else None
+
+
+def _sheets(parts: Sequence[object]) -> Section | None:
+    blocks: list[Block] = []
+    for sheet in of(parts, Sheet):
+        columns = tuple(dict.fromkeys(key for cells in sheet.rows.values() for key in cells))
+        values = [column([cells.get(c) for cells in sheet.rows.values()], signed=False) for c in columns]
+        rows = tuple(zip([Cell(name) for name in sheet.rows], *values, strict=True))
+        blocks.append(Table(sheet.title, (sheet.unit, *columns), rows, tool=True))
+        if sheet.note:
+            blocks.append(Prose((sheet.note,)))
+    unit = next((sheet.unit for sheet in of(parts, Sheet)), "")
+    return Section("units", f"{unit.capitalize()} by {unit}", blocks) if blocks else None
 
 
 def _probes(parts: Sequence[object]) -> Section | None:
@@ -207,8 +196,8 @@ def _edits(parts: Sequence[object]) -> Section | None:
     if not views:
         return None
     lead = "Each document as it was, as it was trained on, and the difference ten times as large around mid-grey."
-    pictures = cards.are_pictures(views)
-    return Section("edits", "Edited documents", list(cards.edits(views)), lead if pictures else "")
+    lead = lead if cards.are_pictures(views) else cards.HOW_TO_READ
+    return Section("edits", "Edited documents", list(cards.edits(views)), lead)
 
 
 def _texts(parts: Sequence[object]) -> Section | None:
@@ -230,7 +219,7 @@ def _scores(parts: Sequence[object]) -> Section | None:
     if not found:
         return None
     look = Lookup(of(parts, Documents))
-    edited = sorted(_edited_ids(parts))
+    edited = sorted(edited_ids(parts))
     blocks: list[Block] = []
     for scores in found:
         shown = scores if len(scores) == 1 else scores.mean()
@@ -255,54 +244,6 @@ def _scores(parts: Sequence[object]) -> Section | None:
     return Section("scores", "Which documents matter", blocks, lead)
 
 
-def _detection(parts: Sequence[object]) -> Section | None:
-    blocks: list[Block] = []
-    for part in of(parts, Detection):
-        if part.title:
-            blocks.append(Prose(title=part.title))
-        figures = [plots.roc(part)] if part.curves else []
-        bars = [plots.detector_bars(part, m) for m in dict.fromkeys(r.metric for r in part.results)]
-        if figures and len(bars) > 1:  # the curves stand beside two rows of bars
-            figures = [replace(figures[0], height=min(640, bars[0].height + bars[1].height + 40))]
-        figures += bars
-        rows = tuple(
-            (Cell(r.name), Cell(r.metric), *_estimate(r.after), *_estimate(r.lift), value_cell(r.after.n))
-            for r in part.results
-        )
-        columns = ("detector", "metric", "after", "95 % interval", "lift", "95 % interval ", "n")
-        caption = f"{part.n_edited:,} edited documents among {part.n_edited + part.n_clean:,}. " + (
-            "After: on the edited data, as a defender has them. Lift: after minus the same documents before the edit."
-        )
-        if figures:
-            table = Table("Detectors", columns, rows, tool=True)
-            blocks.append(forest.captioned(Row(tuple(figures), layout="half"), caption, table))
-    suspicions = of(parts, Suspicion)
-    if suspicions:
-        blocks.append(_suspects(suspicions, parts))
-    return Section("detection", "Would it be noticed?", blocks) if blocks else None
-
-
-def _suspects(suspicions: Sequence[Suspicion], parts: Sequence[object]) -> Table:
-    look = Lookup(of(parts, Documents))
-    edited = _edited_ids(parts) | look.edited
-    columns: dict[str, Mapping[int, float]] = {}
-    for s in suspicions:
-        name = s.detector if s.told == "blind" else f"{s.detector} (told {s.told})"
-        columns[name] = dict(zip(s.ids.tolist(), s.values.tolist(), strict=True))
-    each = max(10, _SUSPECTS // len(suspicions))
-    ids = dict.fromkeys(int(i) for s in suspicions for i in s.top(min(each, len(s))))
-    rows = []
-    values = [column([by_id.get(i) for i in ids], signed=False) for by_id in columns.values()]
-    for rank, i in enumerate(ids):
-        status = [Cell("edited", mark=True) if i in edited else Cell("clean")] if edited else []
-        cells = (each_column[rank] for each_column in values)
-        label = [Cell(look.label(i))] if look.known else []
-        rows.append((value_cell(rank + 1), look.cell(i), *label, *status, *cells))
-    head = ("rank", "document", *(["label"] if look.known else []), *(["truth"] if edited else []), *columns)
-    caption = f"The {each} most suspicious documents of each detector"
-    return Table(caption, head, tuple(rows), tool=True)
-
-
 def _trade_offs(parts: Sequence[object]) -> Section | None:
     found = of(parts, TradeOff)
     if not found:
@@ -322,7 +263,7 @@ def _metrics(parts: Sequence[object]) -> Section | None:
     rows = tuple(
         (
             Cell(name),
-            *_estimate(e),
+            *estimate_cells(e),
             Cell(f"{e.n:,} {e.unit_of_n}", float(e.n)),
             value_cell(len(e.seeds)),
             Cell(e.method),
@@ -356,44 +297,5 @@ def _provenance(parts: Sequence[object]) -> Section | None:
     return Section("provenance", "How to get the same numbers", blocks) if blocks else None
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Return nested mappings as one, keys joined by a dot.
-
-    >>> flat({"packages": {"torch": "2.13"}})
-    {'packages.torch': '2.13'}
-    """
-    result: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
-
-
-def _edited_ids(parts: Sequence[object]) -> set[int]:
-    edits = [p.edit if isinstance(p, EditView) else p for p in parts if isinstance(p, (Edit, EditView))]
-    return {int(i) for edit in edits for i in edit.ids}
-
-
 def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def _estimate(estimate: Estimate | None) -> tuple[Cell, Cell]:
-    if estimate is None:
-        return Cell("–"), Cell("–")
-    return value_cell(float(estimate.value)), Cell(interval_only(estimate).replace("+", ""))
-
-
-def _title(regime: str) -> str:
-    model, _, start = regime.rpartition(":")
-    name = {"last_epoch": "Retrained over the last epoch", "half": "Retrained from half-way", "scratch": "From scratch"}
-    return (f"{model}: " if model else "") + name.get(start, start.replace("_", " "))
-
-
-def _sizes(effects: Sequence[Effect]) -> str:
-    sizes = dict.fromkeys(
-        f"n = {e.estimate.n:,} {e.estimate.unit_of_n}, {len(e.estimate.seeds)} seeds" for e in effects
-    )
-    return "; ".join(sizes) + "." if sizes else ""

@@ -13,8 +13,15 @@ MEASURES = {
     "log_odds": "change of log-odds of the target",
     "log_prob": "change of log p of the target, nats",
     "contrastive": "change of log p(target) − log p(other), nats",
+    "contrast": "change of log p(target) − log p(probe), nats",
+    "log_p_target": "change of log p(target), nats",
+    "log_p_probe": "change of log p(probe), nats",
+    "wins": "change of the share of inputs where the target wins",
+    "neg_token_loss": "change of the mean log p a token on other documents, nats",
     "probability": "change of probability of the target",
 }
+# What a sentence calls what was moved, where it is not "the log-odds of the target".
+MEASURED = {"contrast": "log p(target) − log p(probe), in nats,"}
 
 
 def measure_name(measure: str) -> str:

@@ -31,6 +31,7 @@ from infuser.studies.audit_report import write_report, write_suspects
 from infuser.studies.environment import environment
 from infuser.studies.folder import opened
 from infuser.studies.parts import Part, completed, determinants, key_of
+from infuser.studies.planted import finding
 from infuser.studies.poisons import Poison, flip_labels, poison
 from infuser.studies.suspects import Effort, observed, recall_at, search
 from infuser.training import train, without_traces
@@ -210,6 +211,8 @@ def audit_job(material: Material, job: str) -> Part:
         depths = [max(1, round(share * len(data))) for share in DEPTHS]
         facts |= {"k": len(edit), "made_by": edit.made_by}
         facts["recall"] = {name: recall_at(value, edit.ids, depths).tolist() for name, value in kept.items()}
+        facts["ids"] = edit.ids.tolist()
+        facts["suspicions"] = {name: value.values.tolist() for name, value in kept.items()}
         return Part({}, edit, facts, round(time.monotonic() - begun, 1))
     model = without_traces(found.run).model()
     head = kept[ranked_by(settings, kept)].top(min(settings.review, len(data)))
@@ -261,6 +264,7 @@ def assemble(settings: Audit, data: Dataset, table: Mapping[str, Any], parts: Ma
         "epochs": facts["epochs"],
         "suspects": head,
         "recall": recalls(settings, known),
+        "planted": None if known is None else finding(data.ids, facts, known, ranked_by(settings, facts["suspicions"])),
         "precision": precisions(settings, data, table["id"]),
     }
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from infuser.data.dataset import Dataset
-from infuser.report import Caveat, Documents, Metric, Provenance, Summary, report
+from infuser.report import Caveat, Documents, from_results, report
+from infuser.report.read_audit import found
 from infuser.storage import atomic_path
-from infuser.types import Estimate, Suspicion
+from infuser.types import Suspicion
 
-_SHOWN = 0.1  # the depth at which recall is said in a sentence
 _LIMITS = (
     "Suspicion is not proof: honest rare documents rank high too, and an attacker who knows these detectors can keep "
     "below them. Recall holds for the planted kind of fault alone."
@@ -40,53 +40,27 @@ def summary(results: Mapping[str, Any], top: int = 10) -> str:
     return "\n".join([*lines, *found(results)])
 
 
-def found(results: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what is known of the list's recall and precision, in sentences."""
-    recall, precision = results["recall"], results["precision"]
-    said = []
-    for row in recall["rows"]:
-        if row["depth"] == _SHOWN and row["detector"] in (results["ranked_by"], "loss"):
-            share, ends = f"{100 * row['value']:.0f} %", f"[{100 * row['ci95'][0]:.0f}, {100 * row['ci95'][1]:.0f}]"
-            said.append(
-                f"Of {row['n']} planted {recall['kind']}, {row['detector']} has {share} {ends} in the first"
-                f" {100 * _SHOWN:.0f} % of its list (one planting, 95 % Wilson interval)."
-            )
-    if not recall["rows"]:
-        said.append(f"Recall is unknown: {recall['reason']}.")
-    said += [
-        f"Precision of the first {100 * _SHOWN:.0f} %: at least {row['at_least']:.2f} ({row['n']} trusted documents)."
-        for row in precision["rows"]
-        if row["depth"] == _SHOWN
-    ]
-    if not precision["rows"]:
-        said.append(f"Precision is {precision['reason']}.")
-    return tuple(said)
-
-
 def write_report(path: Path, results: Mapping[str, Any], data: Dataset, table: Mapping[str, Any], config: str) -> None:
-    """Write report.html: the list with its documents, recall at each depth, limits and provenance."""
+    """Write report.html: the list with its documents, how good it is where that is known, limits and provenance."""
     names = [results["ranked_by"], *(["loss"] if results["ranked_by"] != "loss" else [])]
-    by = f"ranked by {results['ranked_by']}"
     suspicions = [
         Suspicion(np.asarray(table[f"detector: {name}"]), np.asarray(table["id"]), name, results["told"][name])
         for name in names
     ]
-    rows = [row for row in results["recall"]["rows"] if row["detector"] in names]
-    metrics = [
-        Metric(
-            f"{row['detector']}: recall of planted {results['recall']['kind']} in the first {100 * row['depth']:g} %",
-            Estimate(row["value"], tuple(row["ci95"]), row["n"], tuple(row["seeds"]), "planted documents", "Wilson"),
-        )
-        for row in rows
-    ]
-    asked = f"Which of the {results['n']} training documents of {results['dataset']} should a person look at first?"
-    shown = [Summary(asked, found(results)), Caveat("", _LIMITS), *_documents(data, results), *suspicions, *metrics]
-    provenance = Provenance(config, results["environment"], {}, {"training data": data.content_hash})
-    report(path, *shown, provenance, title=f"Audit of {results['dataset']}, {by}")
+    shown = from_results(results, config=config, hashes={"training data": data.content_hash})
+    title = f"Audit of {results['dataset']}, ranked by {results['ranked_by']}"
+    report(path, *shown, Caveat("", _LIMITS), *_documents(data, results), *suspicions, title=title)
 
 
 def _documents(data: Dataset, results: Mapping[str, Any]) -> list[Documents]:
     if data.inputs.dtype != np.uint8 or data.inputs.ndim != 4:
         return []
-    few = data[[row["id"] for row in results["suspects"]]]
-    return [Documents(few.ids, few.inputs, few.targets, data.classes)]
+    rows = results["suspects"]
+    few = data[[row["id"] for row in rows]]
+    named = list(data.classes) or [str(c) for c in range(data.n_outputs)]
+    facts = {
+        "predicted": [named[row["prediction"]] for row in rows],
+        "in the top of": [row["agree"] for row in rows],
+        "labels of the nearest": [", ".join(named[c] for c in row["near_labels"]) for row in rows],
+    }
+    return [Documents(few.ids, few.inputs, few.targets, data.classes, facts=facts)]

@@ -22,7 +22,7 @@ from infuser.curvature import fit_ekfac
 from infuser.data.caesar import CaesarCodec, caesar, caesar_dataset, documents
 from infuser.data.dataset import IGNORED, Dataset
 from infuser.errors import InfuserError
-from infuser.measure_text import Continuation, Mean, Wins, WordContrast
+from infuser.measure_text import Continuation, ContrastParts, WordContrast
 from infuser.models.gpt import tiny_gpt
 from infuser.params import trainable
 from infuser.perturbation.text_controls import explicit
@@ -30,7 +30,8 @@ from infuser.perturbation.token_edits import GreedyTokens
 from infuser.storage import write_json
 from infuser.studies.environment import environment
 from infuser.studies.folder import opened
-from infuser.studies.text_study import PRIMARY, Case, Setup, all_cases, results
+from infuser.studies.text_reporting import finished
+from infuser.studies.text_study import Case, Setup, all_cases, results
 from infuser.tasks import task_of
 from infuser.training import train
 from infuser.types import Array, Damping, Edit, Params, Recipe, Trials
@@ -172,6 +173,7 @@ def run_caesar(settings: Caesar, out: str | Path, *, resume: bool = False, overw
             }
         value = {
             "schema": 1,
+            "question": "answer the shift that a text states with another one",
             "dataset": f"caesar{settings.alphabet}",
             "model": "tiny_gpt",
             "exact_match": matched,
@@ -186,7 +188,7 @@ def run_caesar(settings: Caesar, out: str | Path, *, resume: bool = False, overw
             **results(_without_shifts(trials), facts),
             "environment": environment(),
         }
-        write_json(folder / "results.json", value)
+        value = finished(folder, value, setup, settings, trials)
         write_json(folder / "timing.json", {"seconds": round(time.monotonic() - begun, 1)})
     return value
 
@@ -242,10 +244,7 @@ def case(settings: Caesar, stated: int, target: int) -> Case:
 
     contrast = _contrast(judged, stated, target, codec)
     measures = (
-        Mean(contrast, name, PRIMARY),
-        Mean(contrast.wanted, name, "log_p_target"),
-        Mean(contrast.against, name, "log_p_probe"),
-        Mean(Wins(contrast), name, "wins"),
+        ContrastParts(contrast, name),
         ShiftLogProbs(judged[:12], stated, settings.alphabet, name),
     )
     return Case(name, _contrast(crafted, stated, target, codec), measures, {"insert_k": inserted})

@@ -11,11 +11,11 @@ import numpy as np
 from infuser.config import dump
 from infuser.perturbation.distances import edit_distances
 from infuser.perturbation.perturb import take
-from infuser.report import Documents, EditView, Metric, PredictedMeasured, ProbeView, from_results, report
+from infuser.report import Documents, EditView, ProbeView, from_results, report
 from infuser.studies.parts import Part
 from infuser.studies.results import pooled_trials
 from infuser.studies.study import Study
-from infuser.types import Array, Estimate, Trials
+from infuser.types import Array, Trials
 
 SHOWN = 12  # edited documents shown per probe, those with the largest predicted gain; all are in edits/
 
@@ -27,7 +27,6 @@ def write_report(path: Path, study: Study, parts: Mapping[str, Part], results: M
     shown = [
         *from_results(results, config=dump(study.settings), hashes=hashes),
         *_probes(study, pooled_trials(parts)),
-        *_predicted(study, results),
         *_edits(study, parts),
         study.scores,
         Documents(study.data.ids, study.data.inputs, study.data.targets, study.data.classes, _edited(parts)),
@@ -51,18 +50,6 @@ def _distribution(trials: Trials, arm: str, probe: str, n_classes: int) -> Array
     return np.array([rows.where(probe=f"{probe}#{c}").value.mean() for c in range(n_classes)])
 
 
-def _predicted(study: Study, results: Mapping[str, Any]) -> Iterator[PredictedMeasured]:
-    for regime, block in results["predicted"].items():
-        names = study.probes.queries
-        values = [np.array([block[key][name] for name in names]) for key in ("per_probe", "measured")]
-        statistics = tuple(
-            Metric(f"{label} ({regime})", Estimate(stat["value"], _pair(stat["ci95"]), stat["n"], unit_of_n="probes"))
-            for label, key in (("slope", "slope"), ("rank correlation", "rank_correlation"))
-            if (stat := block[key]) is not None and stat["value"] == stat["value"]
-        )
-        yield PredictedMeasured(names, values[0], values[1], study.probes.unit, statistics)
-
-
 def _edits(study: Study, parts: Mapping[str, Part]) -> Iterator[EditView]:
     edited = [part.edit for part in parts.values() if part.edit is not None]
     for q, edit in enumerate(edited):
@@ -82,7 +69,3 @@ def _edits(study: Study, parts: Mapping[str, Part]) -> Iterator[EditView]:
 
 def _edited(parts: Mapping[str, Part]) -> tuple[int, ...]:
     return tuple(sorted({int(i) for part in parts.values() if part.edit is not None for i in part.edit.ids}))
-
-
-def _pair(values: list[float] | None) -> tuple[float, float] | None:
-    return None if values is None else (values[0], values[1])

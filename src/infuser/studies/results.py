@@ -23,7 +23,7 @@ from infuser.evaluation.checks import (
 )
 from infuser.evaluation.metrics import ClassAccuracy, arm_block, effect_block
 from infuser.evaluation.stats import PRIMARY, compare
-from infuser.evaluation.truth import agreement
+from infuser.evaluation.truth import Agreement, agreement
 from infuser.storage import atomic_path
 from infuser.studies.parts import Part
 from infuser.studies.study import Study
@@ -45,17 +45,12 @@ def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
         effects = all_effects(trials)
         regimes[regime] = _regime(trials, effects, study)
         main = compare(trials, "edit", "clean", study.probes.name)
-        forecast = agreement(predicted, np.array([main.per_probe[name] for name in study.probes.queries]))
-        forecasts[regime] = {
-            "per_probe": dict(zip(study.probes.queries, predicted.tolist(), strict=True)),
-            "measured": dict(main.per_probe),
-            "slope": _estimate(forecast.slope),
-            "rank_correlation": _estimate(forecast.rank),
-        }
+        foretold = dict(zip(study.probes.queries, predicted.tolist(), strict=True))
+        forecasts[regime], matched = forecast(foretold, main)
         # The edit's own effects; that controls do nothing is what they are for.
         own = [effect for effect in effects if effect.arm == "edit"]
         caveats += [*check_trials(trials), *check_seeds(trials, settings.recipe), *check_effects(own)]
-        caveats += check_agreement(forecast)
+        caveats += check_agreement(matched)
     return {
         "schema": SCHEMA,
         "dataset": study.data.name,
@@ -80,6 +75,24 @@ def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
         "scores": {"method": study.scores.method, "unit": study.scores.unit},
         "caveats": [caveat.text for caveat in distinct(caveats)],
     }
+
+
+def forecast(predicted: Mapping[str, float], main: Effect) -> tuple[dict[str, Any], Agreement]:
+    """Return what results.json says of predicted and measured changes, and how well they agree.
+
+    Args:
+        predicted: query -> change of f.
+        main: the effect of the edit, with its queries.
+    """
+    measured = np.array([main.per_probe[name] for name in predicted])
+    matched = agreement(np.array(list(predicted.values())), measured, main.estimate.unit_of_n)
+    block = {
+        "per_probe": dict(predicted),
+        "measured": dict(main.per_probe),
+        "slope": _estimate(matched.slope),
+        "rank_correlation": _estimate(matched.rank),
+    }
+    return block, matched
 
 
 def pooled_trials(parts: Mapping[str, Part]) -> dict[str, Trials]:

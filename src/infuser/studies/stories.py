@@ -17,18 +17,19 @@ from infuser.curvature import fit_ekfac
 from infuser.data.dataset import Dataset
 from infuser.data.text import Codec, read_separated, text_dataset
 from infuser.errors import InfuserError
-from infuser.measure_text import Mean, TokenLoss, Wins, WordContrast, word_contrast
-from infuser.models.huggingface import HuggingFace
+from infuser.measure_text import ContrastParts, Less, Mean, TokenLoss, WordContrast, word_contrast
+from infuser.models.huggingface import HuggingFace, LoRA
 from infuser.perturbation.text_controls import explicit, showing, swap
 from infuser.perturbation.token_edits import GreedyTokens
 from infuser.storage import write_json
 from infuser.studies.environment import environment
 from infuser.studies.folder import opened
-from infuser.studies.text_study import PRIMARY, Case, Setup, all_cases, results, seed_of
+from infuser.studies.text_reporting import finished
+from infuser.studies.text_study import Case, Setup, all_cases, results, seed_of
 from infuser.training import epoch_order, train
 from infuser.types import Damping, Edit, Measurement, Recipe
 
-Control = Literal["random_docs", "clean_rewrite", "insert_k", "swap"]
+Control = Literal["random_docs", "clean_rewrite", "insert_k", "swap", "swap_tokens"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Stories:
     Attributes:
         data_folder: holds the model's folder and the texts; the environment variable INFUSER_DATA by default.
         model: folder in it, or a name on the hub.
+        lora: adapters that are fine-tuned instead of the model's own weights.
         texts: file in it, documents between separators.
         context: tokens of a document at most.
         on_long: what becomes of longer ones; the number is reported.
@@ -58,17 +60,19 @@ class Stories:
         ban: no edit may bring in the target word or its tokens.
         select: post_edit, top, random, ...
         pool: of post_edit.
+        anchors: words in whose places edits are made to leave log p(target) as it is; not those of `others`.
         others: words in whose places the target word should not move.
-        controls: arms beside clean and edit.
+        controls: arms beside clean and edit; swap has k documents, swap_tokens as many tokens as the edit changed.
         seeds: orders of the replayed part.
     """
 
     data_folder: str | None = None
     model: str = "stories260K"
+    lora: LoRA | None = None
     texts: str = "tinystories.txt"
-    context: int = 256
+    context: int = 128
     on_long: Literal["drop", "truncate"] = "truncate"
-    n_train: int = 1000
+    n_train: int = 3000
     replay: float = 0.2
     recipe: Recipe = field(
         default_factory=lambda: Recipe(epochs=1, batch_size=8, lr=1e-4, optimizer="adamw", threads=1)
@@ -80,12 +84,10 @@ class Stories:
         ("fish", "bird"),
         ("cat", "dog"),
         ("bear", "dog"),
-        ("bird", "cat"),
-        ("rabbit", "bird"),
     )
     craft: int = 48
     held_out: int = 64
-    k: int = 10
+    k: int = 30
     mode: Literal["word", "token"] = "token"
     share: float = 0.1
     rounds: int = 3
@@ -93,9 +95,10 @@ class Stories:
     fluency: float | None = None
     ban: bool = False
     select: Literal["post_edit", "top", "bottom", "random"] = "post_edit"
-    pool: float = 3.0
+    pool: float = 2.0
+    anchors: tuple[str, ...] = ()
     others: tuple[str, ...] = ("ball", "tree")
-    controls: tuple[Control, ...] = ("clean_rewrite", "random_docs", "insert_k", "swap")
+    controls: tuple[Control, ...] = ("clean_rewrite", "random_docs", "insert_k", "swap", "swap_tokens")
     seeds: tuple[int, ...] = (1, 2, 3)
 
     def __post_init__(self) -> None:
@@ -138,6 +141,7 @@ def run_stories(settings: Stories, out: str | Path, *, resume: bool = False, ove
         trials, facts = all_cases(setup, cases, folder, settings)
         value = {
             "schema": 1,
+            "question": "prefer another word where one stands",
             "dataset": settings.texts,
             "model": settings.model,
             "n_train": settings.n_train,
@@ -153,7 +157,7 @@ def run_stories(settings: Stories, out: str | Path, *, resume: bool = False, ove
             **results(trials, facts),
             "environment": environment(),
         }
-        write_json(folder / "results.json", value)
+        value = finished(folder, value, setup, settings, trials)
         write_json(folder / "timing.json", {"seconds": round(time.monotonic() - begun, 1)})
     return value
 
@@ -168,7 +172,7 @@ def load(settings: Stories) -> Material:
     if not root:
         raise InfuserError("no folder of stories is given", remedy="pass data_folder, or set INFUSER_DATA")
     local = Path(root) / settings.model
-    builder = HuggingFace(str(local) if local.is_dir() else settings.model)
+    builder = HuggingFace(str(local) if local.is_dir() else settings.model, lora=settings.lora)
     codec = builder.codec()
     texts = read_separated(Path(root) / settings.texts)
     everything = text_dataset(texts, codec, settings.context, on_long=settings.on_long, on_empty="drop", name="stories")
@@ -226,32 +230,42 @@ def case(settings: Stories, material: Material, setup: Setup, target: str, probe
     crafted = word_contrast(material.craft, codec, target, probe, limit=settings.craft, seed=seed_of(name))
     judged = word_contrast(material.held_out, codec, target, probe, limit=settings.held_out, seed=seed_of(name))
 
+    cut = settings.on_long == "truncate"
+
     def inserted(edit: Edit) -> Edit:
-        return explicit(setup.data, edit.ids, showing(material.craft, codec, target, probe))
+        return explicit(setup.data, edit.ids, showing(material.craft, codec, target, probe, cut=cut))
 
     def swapped(edit: Edit) -> Edit:
-        return swap(setup.data, codec, target, probe, settings.k)
+        return swap(setup.data, codec, target, probe, settings.k, cut=cut)
 
-    own = {"insert_k": inserted, "swap": swapped}
+    def swapped_tokens(edit: Edit) -> Edit:
+        changed = int((edit.before != edit.after).sum())
+        return swap(setup.data, codec, target, probe, len(setup.data), changed, cut=cut)
+
+    own = {"insert_k": inserted, "swap": swapped, "swap_tokens": swapped_tokens}
     read = measures(settings, material, name, judged, target)
-    return Case(name, crafted, read, own, (target,) if settings.ban else ())
+    wanted: Measurement = crafted
+    for anchor in settings.anchors:
+        kept = word_contrast(material.craft, codec, target, anchor, limit=settings.craft, seed=seed_of(name))
+        wanted = Less(wanted, _Share(kept.wanted, 1 / len(settings.anchors)))
+    return Case(name, wanted, read, own, (target,) if settings.ban else ())
 
 
 def measures(
     settings: Stories, material: Material, name: str, judged: WordContrast, target: str
 ) -> tuple[Measurement, ...]:
-    """Return what is read off a model: the contrast and its parts, rank flips, the token loss, other words' places."""
+    """Return what is read off a model.
+
+    The contrast with its parts and rank flips; the token loss; and for specificity, where another word stands, log p
+    of the target (it should not rise there) and of that word (it should not fall).
+    """
     held_out = material.held_out
     sample = held_out[held_out.ids[:64]]
-    others = [
-        Mean(word_contrast(held_out, material.codec, target, other, limit=16), name, f"elsewhere_{other}")
-        for other in settings.others
-    ]
-    return (
-        Mean(judged, name, PRIMARY),
-        Mean(judged.wanted, name, "log_p_target"),
-        Mean(judged.against, name, "log_p_probe"),
-        Mean(Wins(judged), name, "wins"),
-        Mean(TokenLoss(sample), name, "neg_token_loss"),
-        *others,
-    )
+    others: list[Measurement] = []
+    for other in settings.others:
+        places = word_contrast(held_out, material.codec, target, other, limit=32)
+        others += [
+            Mean(places.wanted, name, f"target_at_{other}"),
+            Mean(places.against, name, f"kept_{other}"),
+        ]
+    return (ContrastParts(judged, name), Mean(TokenLoss(sample), name, "neg_token_loss"), *others)
