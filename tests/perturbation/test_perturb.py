@@ -142,6 +142,27 @@ def test_given_scores_fill_the_pool_of_post_edit_and_the_predicted_effect_still_
     assert chosen["worst first"] == pool[np.argsort(-after, kind="stable")[:3]].tolist()
 
 
+def test_screening_asks_for_hints_about_so_many_documents_and_no_more():
+    data, run, v = small.images(), small.run(), small.direction()
+    asked: list[int] = []
+
+    @dataclass(frozen=True)
+    class Asked(Counting):
+        def potential(self, direction, run, data):
+            asked.extend(data.ids.tolist())
+            return METHOD.potential(direction, run, data)
+
+    seen: list = []
+    perturb(Asked(seen), v, run, data, 2, select=PostEdit(pool=4, screened=9), seed=3)
+    drawn = choose("random", data, run, 9, seed=3)
+    assert sorted(asked) == sorted(drawn.tolist())
+    whole = METHOD.potential(v, run, data)[data.positions(drawn)]
+    by_score = data.ids[np.argsort(-direction_scores(v, run, data), kind="stable")]
+    assert seen == [pool_of([by_score, drawn[np.argsort(-whole, kind="stable")]], 8).tolist()]
+    with pytest.raises(InfuserError, match="screened is out of range"):
+        PostEdit(screened=0)
+
+
 def test_a_perturber_without_a_hint_gets_random_documents_in_its_pool():
     data, run, v = small.images(), small.run(), small.direction()
     seen: list = []

@@ -107,10 +107,13 @@ def _post_edit(
     own = direction_scores(direction, run, data) if given is None else None
     top = choose("top", data, run, len(data), scores=own if given is None else given)
     if isinstance(method, Hinting):
-        other = choose("top", data, run, len(data), scores=method.potential(direction, run, data))
+        count = min(settings.screened or len(data), len(data))
+        seen = data if count == len(data) else data[choose("random", data, run, count, seed=seed)]
+        other = choose("top", seen, run, count, scores=method.potential(direction, run, seen))
     else:
         other = choose("random", data, run, len(data), seed=seed)
-    pool = method.edit(direction, run, data, pool_of([top, other], min(len(data), ceil(settings.pool * k))))
+    size = min(len(data), ceil(settings.pool * k))
+    pool = method.edit(direction, run, data, pool_of([top, other], size))
     if pool.gains is None or not np.isfinite(pool.gains).all():
         raise InfuserError(
             "post_edit needs the predicted gain of every edited document",

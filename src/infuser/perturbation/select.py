@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal, get_args
 
 import numpy as np
@@ -25,16 +26,22 @@ class PostEdit:
         pool: documents edited per document kept.
         criterion: `alignment` keeps the highest predicted effect of the *edited* document (its score before plus its
             gain), `gain` the largest change alone.
+        screened: documents, drawn by the seed of `perturb`, that the method's `potential` is asked about; None for all.
+            A document gradient costs some five forward passes, so that on large data the hint alone can cost more than
+            retraining.
     """
 
     pool: float = 5.0
     criterion: Literal["alignment", "gain"] = "alignment"
+    screened: int | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.pool) and self.pool >= 1):
             raise InfuserError("the pool of post_edit is out of range", got=self.pool, expected="at least 1 (times k)")
         if self.criterion not in ("alignment", "gain"):
             raise InfuserError("unknown criterion", got=self.criterion, expected="alignment or gain")
+        if self.screened is not None and self.screened < 1:
+            raise InfuserError("screened is out of range", got=self.screened, expected="at least 1, or None for all")
 
 
 def needs_scores(strategy: str) -> bool:
@@ -66,15 +73,15 @@ def choose(strategy: str, data: Dataset, run: Run, k: int, *, scores: Array | No
 
 
 def pool_of(rankings: list[Array], size: int) -> Array:
-    """Return `size` distinct ids, taken in turn from the rankings.
+    """Return `size` distinct ids, taken in turn from the rankings until each is used up.
 
-    >>> pool_of([np.array([1, 2, 3]), np.array([1, 9, 8])], 4).tolist()
+    >>> pool_of([np.array([1, 2, 3]), np.array([1, 9])], 4).tolist()
     [1, 2, 9, 3]
     """
     taken: dict[int, None] = {}
-    for row in zip(*(ranking.tolist() for ranking in rankings), strict=True):
+    for row in zip_longest(*(ranking.tolist() for ranking in rankings)):
         for i in row:
-            if len(taken) < size:
+            if i is not None and len(taken) < size:
                 taken.setdefault(int(i))
     return np.array(list(taken), dtype=np.int64)
 

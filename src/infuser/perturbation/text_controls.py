@@ -41,16 +41,17 @@ def explicit(data: Dataset, ids: Sequence[int] | Array, source: Dataset) -> Edit
     return Edit(chosen.ids, chosen.inputs, rows, chosen.targets, targets, None, made_by)
 
 
-def showing(source: Dataset, codec: Codec, target: str, probe: str) -> Dataset:
+def showing(source: Dataset, codec: Codec, target: str, probe: str, *, cut: bool = False) -> Dataset:
     """Return the documents of `source` with `target` wherever `probe` stood, those first that had it most often.
 
-    Documents that do not hold `probe`, or that would grow beyond the stored length, are left out.
+    Documents that do not hold `probe` are left out, and those that would grow beyond the stored length, unless `cut`
+    has them lose their last tokens.
     """
     places = _places(source, codec, probe)
     kept, rows, targets = [], [], []
     for i in sorted(places, key=lambda i: -len(places[i])):
         at = source.positions([i])[0]
-        made = replaced(source.inputs[at], source.targets[at], places[i], target, codec)
+        made = replaced(source.inputs[at], source.targets[at], places[i], target, codec, cut=cut)
         if made is not None:
             kept.append(i)
             rows.append(made[0])
@@ -61,7 +62,9 @@ def showing(source: Dataset, codec: Codec, target: str, probe: str) -> Dataset:
     return Dataset(np.stack(rows), np.stack(targets), "causal_lm", source.n_outputs, ids=np.array(kept), name=name)
 
 
-def swap(data: Dataset, codec: Codec, target: str, probe: str, k: int, tokens: int | None = None) -> Edit:
+def swap(
+    data: Dataset, codec: Codec, target: str, probe: str, k: int, tokens: int | None = None, *, cut: bool = False
+) -> Edit:
     """Return the edit that writes `target` for `probe` where it stands, in the k documents that hold it most often.
 
     Args:
@@ -71,8 +74,9 @@ def swap(data: Dataset, codec: Codec, target: str, probe: str, k: int, tokens: i
         probe: the word taken out.
         k: documents at most.
         tokens: stop before more tokens than these have been put in, for a comparison at equal budget.
+        cut: see showing.
     """
-    shown = showing(data, codec, target, probe)
+    shown = showing(data, codec, target, probe, cut=cut)
     places, size = _places(data, codec, probe), len(codec.encode("a " + target)) - len(codec.encode("a"))
     kept: list[int] = []
     used = 0
