@@ -8,6 +8,8 @@ from infuser.data.text import text_dataset
 from infuser.errors import InfuserError
 from infuser.measure_text import (
     Continuation,
+    ContrastParts,
+    Less,
     Mean,
     TokenLoss,
     Wins,
@@ -112,3 +114,22 @@ def test_wins_count_places_where_the_wanted_word_is_likelier() -> None:
     data = text_dataset(["Tom cat dog cat", "a sun cat", "hen cat."], small.CODEC, 40)
     made = word_contrast(data, small.CODEC, "milk", "cat")
     assert read(Wins(made)).tolist() == (read(made) > 0).double().tolist()
+
+
+def test_the_parts_of_a_contrast_are_those_of_its_measurements() -> None:
+    data = text_dataset(["Tom cat dog cat", "a sun cat", "hen cat."], small.CODEC, 40)
+    made = word_contrast(data, small.CODEC, "milk", "cat")
+    parts = ContrastParts(made, "cat-milk")
+    wanted = [read(m).mean() for m in (made, made.wanted, made.against, Wins(made))]
+    torch.testing.assert_close(read(parts), torch.stack(wanted))
+    assert parts.queries == ("cat-milk:contrast", "cat-milk:log_p_target", "cat-milk:log_p_probe", "cat-milk:wins")
+    assert len(parts) == len(set(read(parts).tolist())) == 4  # no two of them are the same number here
+
+
+def test_less_takes_the_mean_of_the_second_from_each_query_of_the_first() -> None:
+    data = text_dataset(["Tom cat dog cat", "a sun cat", "hen cat."], small.CODEC, 40)
+    made, other = (word_contrast(data, small.CODEC, "milk", probe) for probe in ("cat", "sun"))
+    less = Less(made, other, 0.5)
+    torch.testing.assert_close(read(less), read(made) - 0.5 * read(other).mean())
+    assert not torch.allclose(read(less), read(made))
+    assert less.queries == made.queries

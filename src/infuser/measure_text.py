@@ -118,6 +118,39 @@ class TokenLoss:
 
 @final
 @dataclass(frozen=True)
+class ContrastParts:
+    """What a contrast consists of, each averaged over the places, from one evaluation: see `parts` for their order.
+
+    Args:
+        contrast: in the places.
+        label: queries are named label:part.
+        parts: names of log p(wanted) - log p(against), of its two terms in nats, and of the share of places where the
+            wanted word is likelier (rank flips). The last carries no gradient.
+    """
+
+    contrast: WordContrast
+    label: str
+    name: str = "parts"
+    parts: tuple[str, str, str, str] = ("contrast", "log_p_target", "log_p_probe", "wins")
+    unit: ClassVar[str] = "nats, and a share"
+
+    def __call__(self, model: nn.Module, params: Params) -> Tensor:
+        """Return one value per part, shape (4,)."""
+        wanted, against = self.contrast.wanted(model, params), self.contrast.against(model, params)
+        rows = (wanted - against, wanted, against, (wanted > against).to(wanted))
+        return torch.stack([row.mean() for row in rows])
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """label:part."""
+        return tuple(f"{self.label}:{part}" for part in self.parts)
+
+
+@final
+@dataclass(frozen=True)
 class Wins:
     """1 in the places where the wanted word is likelier than the other, else 0: rank flips. It carries no gradient."""
 
@@ -173,6 +206,31 @@ class Mean:
     def queries(self) -> tuple[str, ...]:
         """One name."""
         return (self.label or f"mean {self.name}",)
+
+
+@final
+@dataclass(frozen=True)
+class Less:
+    """first - weight * mean of second, by query of the first: raise the one where the other should not rise with it."""
+
+    first: Measurement
+    second: Measurement
+    weight: float = 1.0
+    name: str = "difference"
+
+    @property
+    def unit(self) -> str:
+        """The unit of the first."""
+        return self.first.unit
+
+    def __call__(self, model: nn.Module, params: Params) -> Tensor:
+        """Return one value per query of the first, shape (Q,)."""
+        return self.first(model, params) - self.weight * self.second(model, params).mean()
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """Those of the first."""
+        return tuple(getattr(self.first, "queries", ()))
 
 
 def coherence(measurement: Measurement, model: nn.Module, params: Params) -> float:

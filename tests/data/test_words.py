@@ -78,3 +78,8 @@ def test_replacing_words_keeps_the_rest_and_its_losses() -> None:
     assert (made[1][9:33] == made[0][9:33]).all()
     assert (made[1][made[0] == PAD] == -100).all()
     assert replaced(row, target, spans, "t" * 10, CODEC) is None  # longer than the stored length
+    made = replaced(row, target, spans, "t" * 10, CODEC, cut=True)
+    assert made is not None
+    whole = TEXTS[0].replace(" cat ", f" {'t' * 10} ").replace(" cat,", f" {'t' * 10},")
+    assert texts_of(made[0][None], CODEC) == [whole[:39]]  # the begin mark takes the fortieth place
+    assert made[0].shape == row.shape

@@ -31,7 +31,7 @@ def test_pairs_are_distinct_and_balanced_over_the_gcd() -> None:
 def test_craft_and_held_out_texts_are_disjoint_and_state_the_same_shift() -> None:
     made, codec = case(TINY, 2, 7), CaesarCodec(10)
     texts = []
-    for contrast in (made.craft, made.measures[0].inner):
+    for contrast in (made.craft, made.measures[0].contrast):
         rows = contrast.wanted.documents.inputs
         assert {codec.pieces[i] for i in rows[:, 1]} == {"<s=2>"}
         assert np.array_equal((rows[:, 3:8] + 7) % 10, rows[:, 9:14])

@@ -6,13 +6,14 @@ import pytest
 from infuser.data.text import texts_of
 from infuser.errors import InfuserError
 from infuser.studies.stories import Stories, case, fine_tuned, load, prepare, run_stories
+from infuser.studies.text_study import results, stored
 from infuser.types import Recipe
 
 pytest.importorskip("transformers")
 TINY = Stories(
     context=64, n_train=120, replay=0.5, k=2, pairs=(("dog", "cat"),), craft=4,
     held_out=4, tried=6, rounds=1, fit_documents=8,
-    seeds=(0, 1), others=("ball",), controls=("clean_rewrite", "insert_k", "swap"),
+    seeds=(0, 1), others=("ball",), controls=("clean_rewrite", "insert_k", "swap", "swap_tokens"),
     recipe=Recipe(epochs=1, batch_size=8, lr=1e-3, optimizer="adamw"),
 )  # fmt: skip
 
@@ -36,9 +37,9 @@ def test_the_study_runs_from_files_and_states_every_arm(folder: str, tmp_path: P
 
     value = run_stories(replace(TINY, data_folder=folder), tmp_path)
     regime = value["regimes"]["last_epoch"]
-    assert set(regime["arms"]) == {"edit", "clean_rewrite", "insert_k", "swap"}
+    assert set(regime["arms"]) == {"edit", "clean_rewrite", "insert_k", "swap", "swap_tokens"}
     assert set(regime["arms"]["edit"]) == {
-        "contrast", "log_p_target", "log_p_probe", "wins", "neg_token_loss", "elsewhere_ball",
+        "contrast", "log_p_target", "log_p_probe", "wins", "neg_token_loss", "elsewhere_ball", "kept_ball",
     }  # fmt: skip
     facts = value["cases"]["cat-dog"]
     assert facts["share_mean"] <= TINY.share
@@ -47,6 +48,13 @@ def test_the_study_runs_from_files_and_states_every_arm(folder: str, tmp_path: P
     arms = regime["arms"]["edit"]
     apart = arms["log_p_target"]["mean"] - arms["log_p_probe"]["mean"]
     assert arms["contrast"]["mean"] == pytest.approx(apart, abs=1e-4)
+    # What an arm is predicted to do is said for every arm, and a swap at equal tokens has at most as many.
+    assert facts["predicted_by_arm"]["edit"] == pytest.approx(facts["predicted"], rel=1e-3)
+    assert facts["tokens_by_arm"]["swap_tokens"] <= facts["tokens_by_arm"]["edit"] + 2
+    trials, cases = stored(tmp_path)
+    again = results(trials, cases)["regimes"]["last_epoch"]
+    assert again["arms"]["edit"]["contrast"] == regime["arms"]["edit"]["contrast"]
+    assert again["forecast"] == regime["forecast"]
 
 
 def test_sets_are_disjoint_and_the_replayed_part_is_the_end_of_the_epoch(folder: str) -> None:
@@ -64,7 +72,7 @@ def test_sets_are_disjoint_and_the_replayed_part_is_the_end_of_the_epoch(folder:
     assert [c.epoch for c in run.checkpoints] == [0, 1]
     setup = prepare(settings, material, run, replayed)
     made = case(settings, material, setup, "dog", "cat")
-    craft, judged = ({q.split("@")[0] for q in c.queries} for c in (made.craft, made.measures[0].inner))
+    craft, judged = ({q.split("@")[0] for q in c.queries} for c in (made.craft, made.measures[0].contrast))
     assert not craft & judged
     # The documents of insert_k come from the craft half, and show the target where the probe stood.
     edit = made.own["insert_k"](_first(setup.data))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infuser.data.dataset import IGNORED, Dataset
-from infuser.data.text import PAD, Codec
+from infuser.data.text import PAD, Codec, survives
 from infuser.errors import InfuserError
 from infuser.types import Array
 
@@ -126,10 +126,13 @@ def vocabulary(data: Dataset, codec: Codec, limit: int = 2000) -> list[Entry]:
     return list(kept.values())
 
 
-def replaced(row: Array, target: Array, spans: Sequence[Word], text: str, codec: Codec) -> tuple[Array, Array] | None:
+def replaced(
+    row: Array, target: Array, spans: Sequence[Word], text: str, codec: Codec, *, cut: bool = False
+) -> tuple[Array, Array] | None:
     """Return (row, targets) with `text` in the place of these words, or None where it does not fit the stored length.
 
-    The new tokens carry a loss where the first token of the word that they replace did.
+    The new tokens carry a loss where the first token of the word that they replace did. With `cut` a document that
+    grows beyond the stored length loses its last tokens instead, as documents that were truncated already have.
     """
     length = len(row)
     for word in sorted(spans, key=lambda w: -w.start):  # from the back, so that places in front stay what they are
@@ -141,6 +144,9 @@ def replaced(row: Array, target: Array, spans: Sequence[Word], text: str, codec:
         loss = new if target[word.start] >= 0 else np.full_like(new, target[word.start])
         row = np.concatenate([row[: word.start], new, row[word.stop : real]])
         target = np.concatenate([target[: word.start], loss, target[word.stop : real]])
+    if len(row) > length and cut:
+        stop = next((n for n in range(length, 1, -1) if survives(row[:n], codec)), 1)
+        row, target = row[:stop], target[:stop]
     if len(row) > length:
         return None
     padding = (0, length - len(row))

@@ -247,7 +247,7 @@ def case(settings: Stories, material: Material, setup: Setup, target: str, probe
     wanted: Measurement = crafted
     for anchor in settings.anchors:
         kept = word_contrast(material.craft, codec, target, anchor, limit=settings.craft, seed=seed_of(name))
-        wanted = Less(wanted, _Share(kept.wanted, 1 / len(settings.anchors)))
+        wanted = Less(wanted, kept.wanted, 1 / len(settings.anchors))
     return Case(name, wanted, read, own, (target,) if settings.ban else ())
 
 
@@ -265,7 +265,7 @@ def measures(
     for other in settings.others:
         places = word_contrast(held_out, material.codec, target, other, limit=32)
         others += [
-            Mean(places.wanted, name, f"target_at_{other}"),
+            Mean(places.wanted, name, f"elsewhere_{other}"),
             Mean(places.against, name, f"kept_{other}"),
         ]
     return (ContrastParts(judged, name), Mean(TokenLoss(sample), name, "neg_token_loss"), *others)

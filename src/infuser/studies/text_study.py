@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from infuser.attribution import Influence
 from infuser.checkpoints import Run
@@ -20,7 +21,7 @@ from infuser.evaluation.arms import arms
 from infuser.evaluation.retrain import retrain
 from infuser.evaluation.stats import compare
 from infuser.executors import Local
-from infuser.measure_text import Mean, coherence, document_losses
+from infuser.measure_text import ContrastParts, Mean, coherence, document_losses
 from infuser.params import trainable
 from infuser.perturbation.perturb import perturb
 from infuser.perturbation.select import PostEdit
@@ -28,6 +29,7 @@ from infuser.perturbation.text_controls import clean_rewrite
 from infuser.perturbation.text_manifest import load_text_edit, save_text_edit, text_distances
 from infuser.perturbation.token_edits import GreedyTokens
 from infuser.perturbation.token_effect import TokenEffect, substitution_gains
+from infuser.storage import read_json
 from infuser.studies.environment import environment
 from infuser.studies.parts import Part, completed, determinants, key_of
 from infuser.types import Arm, Array, Direction, Edit, Measurement, Trials
@@ -43,7 +45,7 @@ class Case:
     Attributes:
         name: of the unit; every measure has one query of this name.
         craft: what edits are made for; its inputs are disjoint from those of `measures`.
-        measures: what is read off every retrained model, the first under the name "contrast".
+        measures: what is read off every retrained model; ContrastParts among them give "contrast", the primary one.
         own: arm -> edit that only the case can make, given the documents of the main edit (insert_k, swap).
         ban: words that its edits may not bring in.
     """
@@ -97,11 +99,13 @@ def perform(setup: Setup, case: Case, folder: Path) -> Part:
     save_text_edit(edits["edit"], where, setup.codec, perplexity=ratio, substitution_gains=gains)
     edits["edit"] = load_text_edit(where, setup.data, setup.codec)
     prepared = [arm for arm in arms(setup.data, edits, controls=()) if arm.name != "clean"]
-    trials = retrain(setup.run, prepared, case.measures, setup.seeds, START)
+    trials = unfolded(retrain(setup.run, prepared, case.measures, setup.seeds, START))
+    forecasts = predicted_by_arm(setup, direction, edits)
     distances = text_distances(edits["edit"], setup.codec)
     facts = {
         "coherence": agreement,
         "predicted": float(np.sum(0 if edits["edit"].gains is None else edits["edit"].gains)),
+        "predicted_by_arm": forecasts,
         "perplexity_ratio": float(np.exp(np.log(ratio).mean())),
         **{f"{name}_mean": float(values.mean()) for name, values in distances.items()},
         "tokens_by_arm": {name: int((e.before != e.after).sum()) for name, e in edits.items()},
@@ -129,6 +133,25 @@ def make_edits(setup: Setup, case: Case, direction: Direction) -> dict[str, Edit
         else:
             raise InfuserError("unknown control", got=control, expected=["random_docs", "clean_rewrite", *case.own])
     return edits
+
+
+def predicted_by_arm(setup: Setup, direction: Direction, edits: Mapping[str, Edit]) -> dict[str, float]:
+    """Return the predicted change of f by arm, in nats: scores of the documents after less before, summed."""
+    effect = TokenEffect.of(direction, setup.run, setup.data)
+
+    def total(inputs: Array, targets: Array) -> float:
+        return float(effect.scores(inputs, targets)[0].sum())
+
+    return {name: total(e.after, e.targets_after) - total(e.before, e.targets_before) for name, e in edits.items()}
+
+
+def unfolded(trials: Trials) -> Trials:
+    """Return the rows of ContrastParts, named case:part, as rows of one measure a part."""
+    folded = trials.measure == ContrastParts.name
+    split = [name.rpartition(":") if fold else (name, "", "") for name, fold in zip(trials.probe, folded, strict=True)]
+    probe = np.array([name for name, _, _ in split])
+    measure = np.array([part or old for (_, _, part), old in zip(split, trials.measure.tolist(), strict=True)])
+    return replace(trials, probe=probe, measure=measure)
 
 
 def seed_of(name: str) -> int:
@@ -176,10 +199,44 @@ def results(trials: Trials, facts: Mapping[str, Any]) -> dict[str, Any]:
     drift = {m: _drift(rows) for m, rows in clean.items()}
     untreated = {m: {p: float(r.value[r.probe == p].mean()) for p in np.unique(r.probe)} for m, r in clean.items()}
     regime = {"unit": "nats", "arms": table, "effects": effects, "clean": untreated, "clean_drift": drift}
+    regime["forecast"] = forecast(table, facts)
     return {
         "regimes": {START: regime},
         "cases": dict(facts),
     }
+
+
+def forecast(table: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by case the rank correlation over arms between what was predicted and what retraining gave."""
+    found: dict[str, float | None] = {}
+    for case, fact in facts.items():
+        predicted = fact["predicted_by_arm"]
+        measured = [table[arm][PRIMARY]["per_probe"][case] for arm in predicted]
+        enough = len(set(measured)) > 2 and len(set(predicted.values())) > 2
+        found[case] = float(spearmanr(list(predicted.values()), measured).statistic) if enough else None
+    known = [rank for rank in found.values() if rank is not None]
+    return {"rank_over_arms": found, "mean": float(np.mean(known)) if known else None}
+
+
+def stored(folder: Path) -> tuple[Trials, dict[str, Any]]:
+    """Return (rows, facts by case) of the cases that a folder holds so far, for a table of a study that still runs.
+
+    Raises:
+        InfuserError: not even the clean arm is there.
+    """
+    if not (folder / "parts" / "clean.json").exists():
+        raise InfuserError("no case is finished yet", got=str(folder.name), remedy="let the study run longer")
+    parts = {path.stem: read_json(path) for path in sorted((folder / "parts").glob("*.json"))}
+    trials = []
+    for part in parts.values():
+        rows = part["trials"][START]
+        columns = {name: np.array(rows[name]) for name in ("arm", "seed", "probe", "measure", "value")}
+        trials.append(Trials(**columns, start=rows["start"], starts=rows["starts"]))
+    facts = {name: part["facts"] for name, part in parts.items() if name != "clean"}
+    everything = Trials.concat(trials)
+    done = np.isin([probe.split(":")[0] for probe in everything.probe.tolist()], list(facts))
+    kept = [getattr(everything, name)[done] for name in ("arm", "seed", "probe", "measure", "value")]
+    return Trials(*kept, start=everything.start, starts=everything.starts), facts
 
 
 def _block(effect: Any) -> dict[str, Any]:
@@ -208,5 +265,5 @@ def _clean(setup: Setup, cases: Sequence[Case]) -> Part:
     begun = time.monotonic()
     measures = [measure for case in cases for measure in case.measures]
     clean = Arm("clean", setup.data, "the training data as they are: what retraining changes by itself")
-    trials = retrain(setup.run, [clean], measures, setup.seeds, START)
+    trials = unfolded(retrain(setup.run, [clean], measures, setup.seeds, START))
     return Part({START: trials}, None, {}, time.monotonic() - begun)
