@@ -235,8 +235,10 @@ def stored(folder: Path) -> tuple[Trials, dict[str, Any]]:
     facts = {name: part["facts"] for name, part in parts.items() if name != "clean"}
     everything = Trials.concat(trials)
     done = np.isin([probe.split(":")[0] for probe in everything.probe.tolist()], list(facts))
-    kept = [getattr(everything, name)[done] for name in ("arm", "seed", "probe", "measure", "value")]
-    return Trials(*kept, start=everything.start, starts=everything.starts), facts
+    arm, seed, probe, measure, value = (
+        getattr(everything, name)[done] for name in ("arm", "seed", "probe", "measure", "value")
+    )
+    return Trials(arm, seed, probe, measure, value, everything.start, everything.starts), facts
 
 
 def _block(effect: Any) -> dict[str, Any]:
