@@ -84,13 +84,24 @@ def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, An
             value = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: 2024-13-45 looks like a date
             raise InfuserError(f"the value of {path} is not valid YAML", got=text) from error
-        *parents, last = path.split(".")
-        inner = result
-        for key in parents:
-            inner = inner.setdefault(key, {})
-            if not isinstance(inner, dict):
-                raise InfuserError(f"{key} in {path} is a value, not a group of settings", got=inner)
-        inner[last] = value
+        result = replaced(result, path, value)
+    return result
+
+
+def replaced(values: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Return `values` with the setting at a dotted path put in.
+
+    >>> replaced({"recipe": {"lr": 0.1}}, "recipe.lr", 0.2)
+    {'recipe': {'lr': 0.2}}
+    """
+    result = _copy(values)
+    *parents, last = path.split(".")
+    inner = result
+    for key in parents:
+        inner = inner.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise InfuserError(f"{key} in {path} is a value, not a group of settings", got=inner)
+    inner[last] = value
     return result
 
 

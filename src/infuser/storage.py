@@ -81,7 +81,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InfuserError(
                 f"the disk is full while writing {path.name}; nothing half-written was kept",
                 got=str(path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from infuser.attribution.influence import Influence
 from infuser.attribution.scoring import by_layer, central_step, inner_products, plan, squared_norms
+from infuser.curvature.identity import identity
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
 from infuser.models.gpt import tiny_gpt
@@ -234,3 +237,39 @@ def test_language_models_agree_as_well_with_padding():
     assert relative(inner_products(model, params, data, one, "central"), exact[:1]) < 0.01
     shorter = replace(data, inputs=inputs[:, :8], targets=targets[:, :8])
     assert relative(inner_products(model, params, shorter, vectors, "jvp"), exact) > 1e-3
+
+
+class _Ships:
+    """Runs jobs here, each from what a worker would have been sent, and counts them."""
+
+    def __init__(self):
+        self.jobs = 0
+
+    def map(self, fn, jobs):
+        for job in jobs:
+            self.jobs += 1
+            yield pickle.loads(pickle.dumps(fn))(job)  # noqa: S301 - our own bytes
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("via", "queries"), [("captured", 3), ("vmap", 2), ("central", 1), ("auto", 2)])
+def test_shards_change_no_bit(name, via, queries):
+    run, data, _ = digits_run(name)
+    model, params = params_of(run)
+    vectors = random_vectors(params, queries)
+    want = inner_products(model, params, data, vectors, via)
+    for shards in (1, 2, 1000):
+        ships = _Ships()
+        got = inner_products(model, params, data, vectors, via, executor=ships, shards=shards)
+        assert torch.equal(got, want)
+        # One shard needs no executor; there are at most as many as batches.
+        assert ships.jobs == (0 if shards == 1 else min(shards, -(-len(data) // 16)))
+
+
+def test_influence_reads_its_shards_on_the_executor():
+    run, data, probes = digits_run("mlp")
+    ships = _Ships()
+    whole = Influence(identity(run)).score(run, data, probes)
+    sharded = Influence(identity(run), executor=ships, shards=2).score(run, data, probes)
+    assert ships.jobs == 2
+    assert np.array_equal(whole.values, sharded.values)

@@ -281,6 +281,24 @@ def test_shards_go_through_the_executor():
         assert torch.equal(mine.eigenvalues, other.eigenvalues)
 
 
+@pytest.mark.parametrize("fit", [fit_ekfac, fit_kfac])
+def test_sharded_sums_are_the_local_ones_and_one_shard_is_the_local_fit(fit):
+    data = dataset((5,), n=40)
+    data = type(data)(data.inputs.astype(np.float32), data.targets, "classification", 3)
+    model = models.mlp((5,), 3, hidden=(4,))
+    run = Run.from_weights(partial(models.mlp, hidden=(4,)), model.state_dict(), data)
+    local = fit(run, data, batch_size=4)
+    one, many = (fit(run, data, batch_size=4, shards=n, executor=Ships()) for n in (1, 7))
+    v = {n: torch.ones(1, *p.shape) for n, p in oracles.leaves(model).items()}
+    want = oracles.rows_of(local.solve(v, Damping(0.1)))
+    for mine, other in zip(local.blocks, one.blocks, strict=True):
+        assert torch.equal(mine.eigenvalues, other.eigenvalues)
+    assert torch.equal(oracles.rows_of(one.solve(v, Damping(0.1))), want)
+    got = oracles.rows_of(many.solve(v, Damping(0.1)))
+    assert (got - want).norm() <= 1e-6 * want.norm()
+    assert fit(run, data[data.ids[:-1]], batch_size=4).blocks[0].eigenvalues.ne(local.blocks[0].eigenvalues).any()
+
+
 def test_a_sample_of_documents_is_counted():
     run, data = case("mlp", n=12)
     fitted = fit_ekfac(run, data, documents=5, seed=2)

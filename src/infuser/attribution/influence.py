@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -19,6 +19,7 @@ from infuser.curvature.layers import MatrixLayer
 from infuser.curvature.operator import Block, KroneckerEigen
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
+from infuser.executors import Executor
 from infuser.params import trainable
 from infuser.tasks import task_of
 from infuser.types import Curvature, Damping, Direction, Measurement, Params, Scores
@@ -35,6 +36,8 @@ class Influence:
         curvature: H, fitted on the run's training data.
         damping: what is added to the eigenvalues of H; a number is relative to their mean per layer.
         via: how the inner products are computed; auto chooses by cost (see scoring.plan).
+        executor: where the shards of the documents are read.
+        shards: parts that the documents are cut into, each a job; scores do not depend on it, not in one bit.
 
     Source: Koh and Liang, arXiv 1703.04730, equation 2 (there for an infinitesimal weight, with the sign of a loss).
     """
@@ -42,6 +45,8 @@ class Influence:
     curvature: Curvature
     damping: Damping | float = 0.1
     via: Via = "auto"
+    executor: Executor | None = field(default=None, repr=False)
+    shards: int = field(default=1, repr=False)
 
     def direction(self, run: Run, probes: Measurement) -> Direction:
         """Return v = (H + damping)^-1 grad f at the last checkpoint, one row per query.
@@ -61,7 +66,9 @@ class Influence:
     def score_direction(self, run: Run, data: Dataset, direction: Direction, unit: str = "its own") -> Scores:
         """Return the scores of a direction that is already at hand (its mean, or one loaded from disk)."""
         model = run.model()
-        products = inner_products(model, trainable(model), data, direction.params, self.via)
+        products = inner_products(
+            model, trainable(model), data, direction.params, self.via, executor=self.executor, shards=self.shards
+        )
         return Scores(
             (products / -(run.n_documents or len(data))).cpu().numpy(),
             data.ids,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from infuser.curvature.collect import collect
 from infuser.curvature.layers import Layer
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
+from infuser.executors import Executor, Local
 from infuser.tasks import Task, losses, task_of
 from infuser.types import Batch, Params
 
@@ -118,7 +120,14 @@ def _exact(made: Plan, model: nn.Module, params: Params, data: Dataset, *, stric
 
 
 def inner_products(
-    run_or_model: Run | nn.Module, params: Params, data: Dataset, vectors: Params, via: Via = "auto"
+    run_or_model: Run | nn.Module,
+    params: Params,
+    data: Dataset,
+    vectors: Params,
+    via: Via = "auto",
+    *,
+    executor: Executor | None = None,
+    shards: int = 1,
 ) -> Tensor:
     """Return <v_q, grad L_i> for every query and document, shape (Q, N), on the parameters' device.
 
@@ -128,6 +137,8 @@ def inner_products(
         data: N documents.
         vectors: v, tensors (Q, *shape) by name; a parameter that is missing counts as v = 0.
         via: auto chooses by cost; see `plan`. central raises where its error is too large, auto falls back.
+        executor: where the shards are read.
+        shards: parts that the documents are cut into, between batches: the products are the same, bit for bit.
 
     Raises:
         InfuserError: as `plan`; or a central difference disagrees with that of twice its step by more than 1 %.
@@ -142,7 +153,21 @@ def inner_products(
                 raise _rough(step, error)
             if error > _TOLERANCE:
                 chosen = _exact(chosen, model, params, data)
-        return _run(chosen, model, params, data, vectors, step)
+        starts = np.arange(0, len(data), chosen.batch_size)
+        cuts = [(part[0], part[-1] + chosen.batch_size) for part in np.array_split(starts, shards) if len(part)]
+        if len(cuts) == 1:
+            return _run(chosen, model, params, data, vectors, step)
+        job = partial(_shard, chosen, model, params, data, vectors, step)
+        return torch.cat(list((executor or Local()).map(job, cuts)), dim=1).to(_device(params))
+
+
+def _shard(
+    made: Plan, model: nn.Module, params: Params, data: Dataset, vectors: Params, step: float, cut: tuple[int, int]
+) -> Tensor:
+    """Return the products of the documents at positions from cut[0] to cut[1], on the CPU."""
+    part = data[data.ids[cut[0] : cut[1]]]
+    with evaluating(model):
+        return _run(made, model, params, part, vectors, step).cpu()
 
 
 def by_layer(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,17 +57,24 @@ def run_experiment(
     timing: dict[str, float] = {}
     with opened(out, dump(settings), resume=resume, overwrite=overwrite) as folder:
         write_json(folder / "environment.json", environment())
-        with torch_threads(_threads(settings)):
-            study = prepare(settings, folder, timing, allow_code=allow_code)
-        study.scores.to_parquet(folder / "scores.parquet")
+        runner = executor or _executor(settings)
+        with torch_threads(threads_of(settings)):
+            study = prepare(settings, folder, timing, allow_code=allow_code, executor=runner)
         with timed(timing, "jobs"):
-            parts = _parts(study, folder, executor or _executor(settings))
-        results = {**assemble(study, parts), "environment": environment()}
-        write_trials(folder / "trials.parquet", pooled_trials(parts))
-        write_json(folder / "results.json", results)
-        write_report(folder / "report.html", study, parts, results)
-        timing |= {name: part.seconds for name, part in parts.items()}
-        write_json(folder / "timing.json", timing)
+            jobs, keys = jobs_of(study)
+            parts = completed(folder, study.data, jobs, keys, runner, partial(probe_job, study))
+        return finish(study, folder, parts, timing)
+
+
+def finish(study: Study, folder: Path, parts: Mapping[str, Part], timing: Mapping[str, float]) -> dict[str, Any]:
+    """Write everything that the parts say into the folder of a run, and return what results.json holds."""
+    results = {**assemble(study, parts), "environment": environment()}
+    study.scores.to_parquet(folder / "scores.parquet")
+    write_trials(folder / "trials.parquet", pooled_trials(parts))
+    write_report(folder / "report.html", study, parts, results)
+    write_json(folder / "timing.json", {**timing, **{name: part.seconds for name, part in parts.items()}})
+    # Last: a run that has its results is whole.
+    write_json(folder / "results.json", results)
     return results
 
 
@@ -129,14 +137,15 @@ def _reloaded(edit: Edit, data: Dataset) -> Edit:
         return load_edit(folder, data)
 
 
-def _parts(study: Study, folder: Path, executor: Executor) -> dict[str, Part]:
+def jobs_of(study: Study) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the jobs of a study, name -> number of the probe, and under which key each is kept."""
     names = ["clean", *(f"probe-{name.replace('->', '-')}" for name in study.probes.queries)]
     jobs = dict(zip(names, range(-1, len(study.probes)), strict=True))
     base = determinants(study.settings, environment())
     weights = {name: run.checkpoints[-1].content_hash for name, run in study.runs}
     shared = {**base, "data": study.data.content_hash, "weights": weights}
     keys = {name: key_of({**shared, "job": name}) for name in jobs}
-    return completed(folder, study.data, jobs, keys, executor, partial(probe_job, study))
+    return jobs, keys
 
 
 def _measures(study: Study, probes: LogProb | Margin) -> list[Measurement]:
@@ -147,11 +156,11 @@ def _measures(study: Study, probes: LogProb | Margin) -> list[Measurement]:
     return [*own, Correct(documents, labels), Distribution(probes), *whole]
 
 
-def _threads(settings: Experiment) -> int:
+def threads_of(settings: Experiment) -> int:
     """Return the threads of the shared part and of every job, wherever it runs: sums depend on it."""
     return settings.recipe.threads or 1
 
 
 def _executor(settings: Experiment) -> Executor:
-    threads = _threads(settings)
+    threads = threads_of(settings)
     return Local(threads) if settings.workers == 1 else Pool(settings.workers, threads)

@@ -28,6 +28,11 @@ CONTENTS = (
     "edits",
     "checkpoints",
     "parts",
+    "base",
+    "points",
+    "failures",
+    "sweep.json",
+    "table.csv",
 )
 
 
@@ -80,7 +85,7 @@ def _settle(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None
     if present and overwrite:
         for name in present:
             path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     elif present and not resume:
         raise InfuserError(
             "the output folder already holds a run",

@@ -63,20 +63,23 @@ def completed(
         executor: where the jobs run; the driver alone writes files.
         fn: makes a part of a job.
     """
-    parts = {}
-    for name in jobs:
-        stored = _read(folder, data, name, keys[name])
-        if stored is not None:
-            parts[name] = stored
+    parts = stored(folder, data, keys)
     todo = [name for name in jobs if name not in parts]
     made: Iterable[Part] = executor.map(fn, [jobs[name] for name in todo]) if todo else ()
     for name, part in track(zip(todo, made, strict=True), "jobs", total=len(todo)):
-        _write(folder, data, name, keys[name], part)
+        keep(folder, data, name, keys[name], part)
         parts[name] = part
     return {name: parts[name] for name in jobs}
 
 
-def _write(folder: Path, data: Dataset, name: str, key: str, part: Part) -> None:
+def stored(folder: Path, data: Dataset, keys: Mapping[str, str]) -> dict[str, Part]:
+    """Return the parts that `folder` holds whole and under these keys, by name."""
+    read = {name: _read(folder, data, name, key) for name, key in keys.items()}
+    return {name: part for name, part in read.items() if part is not None}
+
+
+def keep(folder: Path, data: Dataset, name: str, key: str, part: Part) -> None:
+    """Write a part under its key; until its last file is there, the job counts as not done."""
     if part.edit is not None:
         # What lies there belongs to a part that was stale or damaged, else it would have been read.
         shutil.rmtree(folder / "edits" / name, ignore_errors=True)
@@ -89,7 +92,7 @@ def _write(folder: Path, data: Dataset, name: str, key: str, part: Part) -> None
         }
         for regime, rows in part.trials.items()
     }
-    # The part is written last: while it is missing, the job counts as not done.
+    # Last, since it is by this file that a part is there.
     value = {"key": key, "trials": trials, "facts": dict(part.facts), "seconds": part.seconds}
     write_json(folder / "parts" / f"{name}.json", {**value, "edit": _edit_hash(part.edit)})
 
@@ -99,19 +102,19 @@ def _read(folder: Path, data: Dataset, name: str, key: str) -> Part | None:
     if not path.exists():
         return None
     try:
-        stored = read_json(path)
-        if stored["key"] != key:
+        held = read_json(path)
+        if held["key"] != key:
             return None
         trials = {
             regime: Trials(
                 **{column: np.array(rows[column]) for column in _COLUMNS}, start=rows["start"], starts=rows["starts"]
             )
-            for regime, rows in stored["trials"].items()
+            for regime, rows in held["trials"].items()
         }
-        edit = load_edit(folder / "edits" / name, data) if stored["edit"] else None
-        if _edit_hash(edit) != stored["edit"]:
+        edit = load_edit(folder / "edits" / name, data) if held["edit"] else None
+        if _edit_hash(edit) != held["edit"]:
             return None
-        return Part(trials, edit, stored["facts"], stored["seconds"])
+        return Part(trials, edit, held["facts"], held["seconds"])
     except (InfuserError, KeyError, TypeError, AttributeError, ValueError):
         return None  # a damaged part is made again
 

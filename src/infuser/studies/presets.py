@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -56,15 +56,25 @@ def settings_of(what: str, changes: Sequence[str] = (), data_folder: str | Path 
     Raises:
         InfuserError: neither a preset nor a file, an unknown setting, or a wrong value.
     """
+    return settings_from(values_of(what), changes, data_folder)
+
+
+def values_of(what: str) -> dict[str, Any]:
+    """Return what a preset or a YAML file says, before defaults are filled in."""
     if what in PRESETS:
-        values = PRESETS[what]
-    elif Path(what).suffix in (".yaml", ".yml"):
-        values = read_yaml(what)
-    else:
-        expected = f"{', '.join(PRESETS)}, or the path of a .yaml file"
-        raise InfuserError("there is nothing of this name to run", got=what, expected=expected)
+        return dict(PRESETS[what])
+    if Path(what).suffix in (".yaml", ".yml"):
+        return read_yaml(what)
+    expected = f"{', '.join(PRESETS)}, or the path of a .yaml file"
+    raise InfuserError("there is nothing of this name to run", got=what, expected=expected)
+
+
+def settings_from(
+    values: Mapping[str, Any], changes: Sequence[str] = (), data_folder: str | Path | None = None
+) -> Settings:
+    """Return the settings that a mapping of values describes, as `settings_of` does."""
     kind = values.get("study", "images")
-    if kind not in STUDIES:
+    if not isinstance(kind, str) or kind not in STUDIES:
         raise InfuserError("unknown study", got=kind, expected=", ".join(STUDIES))
     cls = STUDIES[kind]
     # The study's own recipe is laid below, since a group that is given replaces its default as a whole.

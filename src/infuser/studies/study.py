@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +25,15 @@ from infuser.curvature.kfac import fit_kfac
 from infuser.data import Dataset, subset
 from infuser.data.source import load
 from infuser.errors import InfuserError, require
+from infuser.executors import Executor
 from infuser.measure import LogProb, Margin, predictions
 from infuser.params import trainable
 from infuser.perturbation.balls import L2, Linf
 from infuser.perturbation.pgd import PGD
 from infuser.perturbation.select import PostEdit, Strategy
+from infuser.storage import plain
+from infuser.studies.environment import environment
+from infuser.studies.parts import key_of
 from infuser.training import train
 from infuser.types import Builder, Damping, Recipe, Scores
 
@@ -80,6 +85,8 @@ class Experiment:
         regimes: what is retrained.
         seeds: of retraining; order for last_epoch and half, initialisation and order for scratch.
         victims: architectures for transfer.
+        shards: parts that the documents are cut into for the curvature and the scores, each a job of its own; the sums
+            of the curvature depend on it in their last bits.
         workers: processes that jobs run in, each with recipe.threads threads; 1 stays in this process.
     """
 
@@ -107,10 +114,11 @@ class Experiment:
     regimes: tuple[Start, ...] = ("last_epoch",)
     seeds: tuple[int, ...] = (1, 2, 3)
     victims: tuple[Victim, ...] = ()
+    shards: int = 1
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("probes", "judged", "k", "steps", "restarts", "workers"):
+        for name in ("probes", "judged", "k", "steps", "restarts", "shards", "workers"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         require("seeds", self.seeds, 0 < len(set(self.seeds)) == len(self.seeds), "at least one, all distinct")
         seeds = (self.probe_seed, *self.seeds)
@@ -169,26 +177,90 @@ class Study:
         return [("", self.run), *((f"{name}:", run) for name, run in self.victims.items())]
 
 
-def prepare(settings: Experiment, folder: Path, timing: dict[str, float], *, allow_code: bool = False) -> Study:
-    """Return the shared state: data, the trained run (resumed from `folder`), probes, directions' method and scores."""
+@dataclass(frozen=True)
+class Common:
+    """What studies that are prepared one after another have in common: made once, and found by what determines it.
+
+    Attributes:
+        folder: where the base runs lie, each under its key; None keeps them in the folder of the one study.
+        held: key -> value.
+    """
+
+    folder: Path | None = None
+    held: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, make: Callable[[], Any], *determinants: Any) -> Any:
+        """Return make(), or what it gave before for the same determinants."""
+        key = key_of({"of": plain(determinants)})
+        if key not in self.held:
+            self.held[key] = make()
+        return self.held[key]
+
+
+def prepare(
+    settings: Experiment,
+    folder: Path,
+    timing: dict[str, float],
+    *,
+    allow_code: bool = False,
+    executor: Executor | None = None,
+    common: Common | None = None,
+) -> Study:
+    """Return the shared state: data, the trained run (resumed from `folder`), probes, directions' method and scores.
+
+    Args:
+        settings: of the study.
+        folder: of its run.
+        timing: to which the seconds of each step are added.
+        allow_code: let the settings name module:function.
+        executor: where the shards of the curvature and of the scores are read.
+        common: what earlier studies have made already.
+    """
+    common = common or Common()
+    executor = executor if settings.shards > 1 else None  # one shard is read here, without a trip
+    source = (settings.data, settings.data_folder, settings.limit)
     with timed(timing, "data"):
-        data, test = load(settings.data, settings.data_folder, limit=settings.limit)
-    builder = _builder(settings.model, settings.model_options, allow_code)
+        data, test = common.once(lambda: load(source[0], source[1], limit=source[2]), "data", source)
     with timed(timing, "training"):
-        run = train(builder, data, settings.recipe, folder=folder / "checkpoints" / "main")
+        where = folder / "checkpoints"
+        run, base = _base(settings, data, where / "main", common, allow_code)
         victims = {}
         for victim in settings.victims:
-            other = _builder(victim.model, victim.options, allow_code)
-            where = folder / "checkpoints" / victim.model.replace(":", "-")
-            victims[victim.model] = train(other, data, victim.recipe, folder=where)
-    probes = choose_probes(settings, run, test)
+            place = where / victim.model.replace(":", "-")
+            victims[victim.model], _ = _base(victim, data, place, common, allow_code)
+    aim = (base, settings.measure, settings.probes, settings.probe_seed)
+    probes = common.once(lambda: choose_probes(settings, run, test), "probes", aim)
+    how = (base, settings.curvature, settings.fit_documents, settings.shards)
     with timed(timing, "curvature"):
-        curvature = _fit(settings, run, data)
+        curvature = common.once(lambda: _fit(settings, run, data, executor), "curvature", how)
     influence = Influence(curvature, settings.damping)
+    sharded = replace(influence, executor=executor, shards=settings.shards)
     with timed(timing, "scores"):
-        scores = attribute(influence, run, data, probes)
-    plain = Influence(identity(run), Damping(0.0, "absolute"))
-    return Study(settings, data, test, run, victims, probes, influence, plain, scores)
+        by = (how, aim, asdict(settings.damping))
+        scores = common.once(lambda: attribute(sharded, run, data, probes), "scores", by)
+    flat = common.once(lambda: identity(run), "identity", base)
+    return Study(
+        settings, data, test, run, victims, probes, influence, Influence(flat, Damping(0.0, "absolute")), scores
+    )
+
+
+def _base(
+    settings: Experiment | Victim, data: Dataset, place: Path, common: Common, allow_code: bool
+) -> tuple[Run, str]:
+    """Return a trained model and its key; its checkpoints lie in `place`, or in the common folder with a link there."""
+    options = settings.model_options if isinstance(settings, Experiment) else settings.options
+    builder = _builder(settings.model, options, allow_code)
+    packages = environment()["packages"]
+    of = {"model": settings.model, "options": options, "recipe": asdict(settings.recipe), "packages": packages}
+    key = key_of({**of, "data": data.content_hash})
+    where = place if common.folder is None else common.folder / key
+    run: Run = common.once(lambda: train(builder, data, settings.recipe, folder=where), "run", key)
+    if where != place and not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Relative, so that the whole can be moved. Where links are unknown, what needs the run trains it again.
+        with suppress(OSError):
+            place.symlink_to(os.path.relpath(where, place.parent), target_is_directory=True)
+    return run, key
 
 
 def choose_probes(settings: Experiment, run: Run, test: Dataset) -> LogProb | Margin:
@@ -223,12 +295,12 @@ def _builder(name: str, options: Mapping[str, Any], allow_code: bool) -> Builder
     return partial(function, **options) if options else function
 
 
-def _fit(settings: Experiment, run: Run, data: Dataset) -> Any:
+def _fit(settings: Experiment, run: Run, data: Dataset, executor: Executor | None) -> Any:
     if settings.curvature == "identity":
         return identity(run)
     fit = fit_ekfac if settings.curvature == "ekfac" else fit_kfac
     documents = None if settings.fit_documents is None else min(settings.fit_documents, len(data))
-    return fit(run, data, documents=documents, seed=settings.recipe.seed)
+    return fit(run, data, documents=documents, seed=settings.recipe.seed, executor=executor, shards=settings.shards)
 
 
 @contextmanager
