@@ -150,6 +150,31 @@ def show(folder: RunFolder) -> None:
 
 
 @app.command()
+def verify(folder: RunFolder, allow_code: AllowCode = False) -> None:
+    """Check every hash, key, ball and start of a run, or of every point of a sweep."""
+    with _said(f"infuser verify {folder}"):
+        from infuser.studies.verify import verify_run
+
+        findings = verify_run(folder, allow_code=allow_code)
+        for finding in findings:
+            typer.echo(finding)
+        if any(finding.wrong for finding in findings):
+            raise typer.Exit(1)
+
+
+@app.command()
+def replay(folder: RunFolder, allow_code: AllowCode = False) -> None:
+    """Run a finished run again from its stored settings, and say whether every bit comes out again."""
+    with _said(f"infuser replay {folder}"):
+        from infuser.studies.replay import replay_run
+
+        replayed = replay_run(folder, allow_code=allow_code)
+        typer.echo(replayed)
+        if not replayed.bitwise:
+            raise typer.Exit(1)
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Run folders to compare.")],
     out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")] = Path("comparison.html"),

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from infuser.config import dump
+from infuser.checkpoints import Run
+from infuser.config import canonical, dump
 from infuser.data import Dataset
 from infuser.evaluation.arms import arms
 from infuser.evaluation.metrics import ClassAccuracy, collateral
@@ -55,6 +56,7 @@ def run_experiment(
         InfuserError: bad settings or data, or `out` holds another run.
     """
     timing: dict[str, float] = {}
+    settings = canonical(settings)  # keys and files are the same, whether Python or YAML gave them
     with opened(out, dump(settings), resume=resume, overwrite=overwrite) as folder:
         write_json(folder / "environment.json", environment())
         runner = executor or _executor(settings)
@@ -139,13 +141,22 @@ def _reloaded(edit: Edit, data: Dataset) -> Edit:
 
 def jobs_of(study: Study) -> tuple[dict[str, int], dict[str, str]]:
     """Return the jobs of a study, name -> number of the probe, and under which key each is kept."""
-    names = ["clean", *(f"probe-{name.replace('->', '-')}" for name in study.probes.queries)]
-    jobs = dict(zip(names, range(-1, len(study.probes)), strict=True))
-    base = determinants(study.settings, environment())
-    weights = {name: run.checkpoints[-1].content_hash for name, run in study.runs}
-    shared = {**base, "data": study.data.content_hash, "weights": weights}
-    keys = {name: key_of({**shared, "job": name}) for name in jobs}
-    return jobs, keys
+    return keyed_jobs(study.settings, study.data, study.runs, study.probes.queries, environment())
+
+
+def keyed_jobs(
+    settings: Experiment,
+    data: Dataset,
+    runs: Sequence[tuple[str, Run]],
+    queries: Sequence[str],
+    made_with: Mapping[str, Any],
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the jobs and keys of a study of these queries, made in the environment `made_with`."""
+    names = ["clean", *(f"probe-{name.replace('->', '-')}" for name in queries)]
+    jobs = dict(zip(names, range(-1, len(queries)), strict=True))
+    weights = {name: run.checkpoints[-1].content_hash for name, run in runs}
+    shared = {**determinants(settings, made_with), "data": data.content_hash, "weights": weights}
+    return jobs, {name: key_of({**shared, "job": name}) for name in jobs}
 
 
 def _measures(study: Study, probes: LogProb | Margin) -> list[Measurement]:

@@ -249,7 +249,7 @@ def _base(
 ) -> tuple[Run, str]:
     """Return a trained model and its key; its checkpoints lie in `place`, or in the common folder with a link there."""
     options = settings.model_options if isinstance(settings, Experiment) else settings.options
-    builder = _builder(settings.model, options, allow_code)
+    builder = builder_of(settings.model, options, allow_code)
     packages = environment()["packages"]
     of = {"model": settings.model, "options": options, "recipe": asdict(settings.recipe), "packages": packages}
     key = key_of({**of, "data": data.content_hash})
@@ -283,7 +283,8 @@ def choose_probes(settings: Experiment, run: Run, test: Dataset) -> LogProb | Ma
     return kind(chosen, np.array(targets, dtype=np.int64))
 
 
-def _builder(name: str, options: Mapping[str, Any], allow_code: bool) -> Builder:
+def builder_of(name: str, options: Mapping[str, Any], allow_code: bool) -> Builder:
+    """Return the function (input_shape, n_outputs) -> model that a name and its options stand for."""
     function = resolve(name, infuser.models, allow_code)
     unknown = sorted(set(options) - set(inspect.signature(function).parameters))
     if unknown:
