@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +10,9 @@ import pytest
 
 import infuser.report as rep
 from tests.report import material
+from tests.report.browsing import Visit, column, needs_axe, needs_chromium, number, unfold, violations
 
-CHROMIUM = os.environ.get("INFUSER_CHROMIUM") or shutil.which("chromium") or ""
-AXE_PACKAGE = find_spec("axe_playwright_python")
-AXE = os.environ.get("INFUSER_AXE") or (AXE_PACKAGE and str(Path(AXE_PACKAGE.origin or "").parent / "axe.min.js")) or ""
-SWITCHES = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is missing: install it, or set INFUSER_CHROMIUM")
-
-
-class Visit:
-    """An open report with everything that it did behind the reader's back."""
-
-    def __init__(self, page: Any, path: Path) -> None:
-        self.page, self.path = page, path
-        self.requests: list[str] = []
-        self.messages: list[str] = []
-        page.on("request", lambda r: self.requests.append(r.url))
-        page.on("console", lambda m: self.messages.append(f"{m.type}: {m.text}"))
-        page.on("pageerror", lambda e: self.messages.append(f"error: {e}"))
-        page.goto(path.as_uri())
-        page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 0")
-
-    def outside(self) -> list[str]:
-        return [url for url in self.requests if url != self.path.as_uri() and not url.startswith("data:")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(SWITCHES))
-        yield opened
-        opened.close()
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +35,6 @@ def visit(browser: Any, small: Path) -> Iterator[Visit]:
     page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
     yield Visit(page, small)
     page.close()
-
-
-def unfold(page: Any) -> None:
-    folded = page.locator("details:not([open]) > summary")
-    while folded.count():
-        folded.first.click()
-
-
-def column(table: Any, index: int) -> list[str]:
-    return [text.strip() for text in table.locator(f"tbody tr:not([hidden]) td:nth-child({index})").all_inner_texts()]
-
-
-def number(text: str) -> float:
-    return float(text.replace("−", "-"))
 
 
 def test_opens_quietly_and_asks_for_nothing(browser: Any, full: Path) -> None:
@@ -273,7 +223,7 @@ def test_everything_is_reached_by_keyboard(visit: Visit) -> None:
         assert wanted in reached
 
 
-@pytest.mark.skipif(not AXE, reason="axe-core is missing: install axe-playwright-python, or set INFUSER_AXE")
+@needs_axe
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_axe_finds_no_violation(browser: Any, full: Path, scheme: str, width: int) -> None:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
@@ -283,14 +233,8 @@ def test_axe_finds_no_violation(browser: Any, full: Path, scheme: str, width: in
     page.close()
 
 
-@pytest.mark.skipif(not AXE, reason="axe-core is missing: install axe-playwright-python, or set INFUSER_AXE")
+@needs_axe
 def test_axe_would_see_a_violation(visit: Visit) -> None:
     assert violations(visit.page) == []
     visit.page.evaluate("document.querySelector('.cards input').parentElement.outerHTML = '<input>'")
     assert [found.partition(":")[0] for found in violations(visit.page)] == ["label"]
-
-
-def violations(page: Any) -> list[str]:
-    page.evaluate(Path(AXE).read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations)")
-    return [f"{v['id']}: {v['help']}: {node['html'][:160]}" for v in found for node in v["nodes"][:3]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from infuser.report.blocks import Cell, value_cell
+from infuser.report.blocks import Cell
 from infuser.report.material import EditView
-from infuser.report.wording import interval_only
+from infuser.report.wording import interval_only, interval_text
 from infuser.types import Edit, Effect, Estimate
 
 T = TypeVar("T")
@@ -28,7 +28,8 @@ def estimate_cells(estimate: Estimate | None) -> tuple[Cell, Cell]:
     """Return the cells of a value and of its interval."""
     if estimate is None:
         return Cell("–"), Cell("–")
-    return value_cell(float(estimate.value)), Cell(interval_only(estimate).replace("+", ""))
+    shown = interval_text(estimate).partition(" [")[0].removeprefix("+")
+    return Cell(shown, float(estimate.value)), Cell(interval_only(estimate).replace("+", ""))
 
 
 def title_of(regime: str) -> str:

@@ -25,8 +25,9 @@ def detection(parts: Sequence[object]) -> Section | None:
         figures = [plots.roc(part)] if part.curves else []
         metrics = dict.fromkeys(r.metric for r in part.results if r.metric in part.drawn or not part.drawn)
         bars = [plots.detector_bars(part, m) for m in metrics]
-        if figures and len(bars) > 1:  # the curves stand beside two rows of bars
-            figures = [replace(figures[0], height=min(640, bars[0].height + bars[1].height + 40))]
+        if figures and bars:  # the curves stand beside one or two rows of bars
+            beside = sum(bar.height + 40 for bar in bars[:2]) - 40
+            figures = [replace(figures[0], height=min(640, max(380, beside)))]
         figures += bars
         rows = tuple(
             (Cell(r.name), Cell(r.metric), *estimate_cells(r.after), *estimate_cells(r.lift), value_cell(r.after.n))

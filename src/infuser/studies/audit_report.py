@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from infuser.report.read_audit import found
 from infuser.storage import atomic_path
 from infuser.types import Suspicion
 
+_LISTED = 100  # documents at the head of each list whose pictures are in the report
 _LIMITS = (
     "Suspicion is not proof: honest rare documents rank high too, and an attacker who knows these detectors can keep "
     "below them. Recall holds for the planted kind of fault alone."
@@ -49,18 +50,21 @@ def write_report(path: Path, results: Mapping[str, Any], data: Dataset, table: M
     ]
     shown = from_results(results, config=config, hashes={"training data": data.content_hash})
     title = f"Audit of {results['dataset']}, ranked by {results['ranked_by']}"
-    report(path, *shown, Caveat("", _LIMITS), *_documents(data, results), *suspicions, title=title)
+    report(path, *shown, Caveat("", _LIMITS), *_documents(data, table, suspicions), *suspicions, title=title)
 
 
-def _documents(data: Dataset, results: Mapping[str, Any]) -> list[Documents]:
+def _documents(data: Dataset, table: Mapping[str, Any], suspicions: Sequence[Suspicion]) -> list[Documents]:
+    """Return what a reader needs of every document that some list begins with; nothing where they are no pictures."""
     if data.inputs.dtype != np.uint8 or data.inputs.ndim != 4:
         return []
-    rows = results["suspects"]
-    few = data[[row["id"] for row in rows]]
+    ids = np.unique(np.concatenate([s.top(min(_LISTED, len(data))) for s in suspicions]))
+    rank = {int(i): row for row, i in enumerate(table["id"])}
+    rows = [rank[int(i)] for i in ids]
     named = list(data.classes) or [str(c) for c in range(data.n_outputs)]
+    few = data[ids]
     facts = {
-        "predicted": [named[row["prediction"]] for row in rows],
-        "in the top of": [row["agree"] for row in rows],
-        "labels of the nearest": [", ".join(named[c] for c in row["near_labels"]) for row in rows],
+        "predicted": [named[table["prediction"][row]] for row in rows],
+        "detectors agreeing": [int(table["agree"][row]) for row in rows],
+        "labels of the nearest": [", ".join(named[c] for c in table["near_labels"][row]) or None for row in rows],
     }
     return [Documents(few.ids, few.inputs, few.targets, data.classes, facts=facts)]
