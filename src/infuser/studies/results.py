@@ -97,7 +97,8 @@ def forecast(predicted: Mapping[str, float], main: Effect) -> tuple[dict[str, An
 
 def pooled_trials(parts: Mapping[str, Part]) -> dict[str, Trials]:
     """Return the rows of all jobs by regime."""
-    regimes = list(dict.fromkeys(regime for part in parts.values() for regime in part.trials))
+    # Sorted, as the files of the parts have them: a resumed run pools them in the order of one that was not stopped.
+    regimes = sorted({regime for part in parts.values() for regime in part.trials})
     return {regime: Trials.concat([part.trials[regime] for part in parts.values()]) for regime in regimes}
 
 

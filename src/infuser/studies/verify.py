@@ -175,7 +175,10 @@ def _trials(it: _Opened) -> Finding:
     path = it.folder / "trials.parquet"
     if not path.exists() or len(it.parts) < len(it.keys):
         return Finding(what, 0, ("there are no trials, or parts are missing",))
-    pooled = _pooled(it)
+    try:
+        pooled = _pooled(it)
+    except InfuserError as error:
+        return Finding(what, 0, (str(error),))
     with tempfile.TemporaryDirectory() as scratch:
         write_trials(Path(scratch) / "trials.parquet", pooled)
         same = (Path(scratch) / "trials.parquet").read_bytes() == path.read_bytes()
