@@ -429,3 +429,37 @@ def test_a_model_that_does_not_fit_its_data_is_named_before_training(wrap, messa
     data, _ = inf.data.digits()
     with pytest.raises(InfuserError, match=message):
         inf.train(build, data[data.ids[:20]], inf.Recipe(epochs=1))
+
+
+def damage(folder, how):
+    match how:
+        case "cut weights":
+            path = folder / "weights.safetensors"
+            path.write_bytes(path.read_bytes()[:-7])
+        case "cut manifest":
+            (folder / "manifest.json").write_text('{"epoch": 1, "st')
+        case "no optimizer":
+            (folder / "optimizer.pt").unlink()
+        case _:
+            shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("how", ["cut weights", "cut manifest", "no optimizer", "no folder"])
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_damaged_checkpoints_are_made_again_bit_for_bit(tmp_path, how, epoch):
+    whole = inf.train(noisy, images(), MOMENTUM, folder=tmp_path)
+    damage(tmp_path / f"epoch-{epoch:04d}", how)
+    if how == "no folder" and epoch == 3:  # nothing tells it from a run that was stopped before
+        again = inf.train(noisy, images(), MOMENTUM, folder=tmp_path)
+    else:
+        with pytest.warns(UserWarning, match=r"made again: epoch-"):
+            again = inf.train(noisy, images(), MOMENTUM, folder=tmp_path)
+    assert_same_run(again, whole)
+    assert_same_run(load_run(noisy, images(), MOMENTUM, tmp_path), whole)
+
+
+def test_a_damaged_run_is_not_mended_by_whoever_only_reads_it(tmp_path):
+    inf.train(noisy, images(), MOMENTUM, folder=tmp_path)
+    damage(tmp_path / "epoch-0002", "cut weights")
+    with pytest.raises(InfuserError, match="missing or damaged"):
+        load_run(noisy, images(), MOMENTUM, tmp_path)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -250,20 +253,56 @@ def save_run(run: Run, folder: str | os.PathLike[str]) -> None:
 
 
 def load_run(
-    builder: Builder, data: Dataset, recipe: Recipe, folder: str | os.PathLike[str], device: str = "cpu"
+    builder: Builder,
+    data: Dataset,
+    recipe: Recipe,
+    folder: str | os.PathLike[str],
+    device: str = "cpu",
+    *,
+    mend: bool = False,
 ) -> Run | None:
     """Return the run whose checkpoints lie in `folder`, or None where there are none.
 
+    Args:
+        builder: of the model.
+        data: that the run was trained on.
+        recipe: of the run.
+        folder: of the checkpoints.
+        device: where models of the run are built.
+        mend: leave out the first checkpoint that is damaged or missing and all after it, with a warning, since whoever
+            can train can make them again.
+
     Raises:
-        InfuserError: they belong to another recipe or data set, or are damaged.
+        InfuserError: they belong to another recipe or data set, or are damaged and not to be mended.
     """
     parts = list(Path(folder).glob("epoch-*"))
+    if mend:
+        parts = _until_damaged(parts)
     if not parts:
         return None
     expected = {"recipe": asdict(recipe), "data": data.content_hash}
     # By number, since after epoch 9999 the names sort otherwise.
     checkpoints = tuple(sorted((load_checkpoint(part, **expected) for part in parts), key=lambda c: c.epoch))
     return Run.of(builder, data, recipe, checkpoints, device=device)
+
+
+def _until_damaged(parts: Sequence[Path]) -> list[Path]:
+    """Return the checkpoints of epochs 0, 1, ... up to the first that is missing or not as it was written."""
+    by_epoch: dict[int, Path] = {}
+    for part in parts:
+        with suppress(InfuserError, OSError):
+            manifest = _manifest(part)
+            if all(hash_file(part / name) == digest for name, digest in manifest["sha256"].items()):
+                by_epoch[manifest["epoch"]] = part
+    whole = [by_epoch[epoch] for epoch in itertools.takewhile(by_epoch.__contains__, itertools.count())]
+    if len(whole) < len(parts):
+        lost = listed(sorted(part.name for part in parts if part not in whole))
+        warnings.warn(
+            f"checkpoints that are damaged, or come after one that is, are made again: {lost}",
+            UserWarning,
+            stacklevel=4,
+        )
+    return whole
 
 
 def with_traces(run: Run, traces: Mapping[str, Any]) -> Run:

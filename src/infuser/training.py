@@ -123,8 +123,8 @@ def train(
         recipe: everything else that changes the weights.
         observers: called at every step; no observers are called for epochs loaded from `folder`.
         start: a checkpoint to go on from instead of the initialisation (weights, optimiser state, position).
-        folder: where checkpoints are written after each epoch; epochs found there are not trained again, so that the
-            same call resumes an interrupted run, bit for bit.
+        folder: where checkpoints are written after each epoch; epochs found there whole are not trained again, so
+            that the same call resumes an interrupted run, bit for bit.
         device: where to train.
 
     Raises:
@@ -138,7 +138,7 @@ def train(
     if folder is not None:
         if start is not None:
             raise InfuserError("start and folder exclude each other", remedy="pass one of them")
-        done = load_run(builder, data, recipe, folder, device)
+        done = load_run(builder, data, recipe, folder, device, mend=True)
         kept = list(done.checkpoints) if done else []
         if kept and observers and kept[-1].epoch > 0:
             raise InfuserError(

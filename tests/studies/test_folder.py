@@ -39,6 +39,17 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "thesis.tex"]
 
 
+def test_what_a_killed_driver_was_writing_is_removed(tmp_path: Path) -> None:
+    _open(tmp_path)
+    (tmp_path / "parts").mkdir()
+    half = tmp_path / "parts" / ".probe.json.0123456789abcdef.tmp"
+    half.write_text('{"key"')
+    (tmp_path / ".mine.tmp").write_text("not infuser's")
+    _open(tmp_path, resume=True)
+    assert not half.exists()
+    assert (tmp_path / ".mine.tmp").exists()
+
+
 def test_overwriting_spares_a_folder_that_no_run_wrote(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InfuserError, match="but no run"):

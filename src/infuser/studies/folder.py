@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ CONTENTS = (
     "sweep.json",
     "table.csv",
 )
+_HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")  # as storage.atomic_path names it
 
 
 @contextmanager
@@ -62,15 +64,24 @@ def opened(folder: str | os.PathLike[str], config: str, *, resume: bool, overwri
             "the output folder is in use", got=holder, remedy="wait for it, or use another --out"
         ) from error
     try:
+        _swept(folder)
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
         _settle(folder, config, resume=resume, overwrite=overwrite)
         yield folder
     finally:
         with suppress(FileNotFoundError):
             owner.unlink()
-        lock.release()
-        with suppress(FileNotFoundError):
+        # Before it is released: afterwards it could be somebody else's.
+        with suppress(OSError):
             (folder / ".lock").unlink()
+        lock.release()
+
+
+def _swept(folder: Path) -> None:
+    """Remove what a killed driver was writing; nobody else writes here, since the folder is locked."""
+    for path in folder.rglob(".*.tmp"):
+        if _HALF_WRITTEN.fullmatch(path.name) and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def _settle(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:
