@@ -36,6 +36,7 @@ TracIn
 Trials
 Unrolled
 __version__
+adapters
 arms
 attribute
 compare
