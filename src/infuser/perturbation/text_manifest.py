@@ -62,9 +62,16 @@ def save_text_edit(
         substitution_gains: (k, T) what each substitution gained, NaN where the token was kept; for the record.
 
     Raises:
-        InfuserError: `folder` holds another edit, or a document is not given back by its text.
+        InfuserError: `folder` holds another edit, a document is not given back by its text, or it has none.
     """
     folder = Path(folder)
+    beyond = (edit.after >= codec.size).any(1)
+    if beyond.any():
+        raise InfuserError(
+            "an edit of embeddings cannot be stored: no text encodes to it",
+            got=f"documents {listed(edit.ids[beyond].tolist())}",
+            remedy="edit words or tokens (GreedyTokens)",
+        )
     texts = {"before": texts_of(edit.before, codec), "after": texts_of(edit.after, codec)}
     _require_stored(edit, texts, codec)
     distances = text_distances(edit, codec)

@@ -71,7 +71,7 @@ class TokenEffect:
         return cls(model, params, {name: value[0] for name, value in v.items()}, len(data), data.n_outputs, step)
 
     @cached_property
-    def _ends(self) -> tuple[Params, Params, float]:
+    def ends(self) -> tuple[Params, Params, float]:
         """Theta + h v, theta - h v and -1 / (2 h N)."""
         size = float(algebra.norm(self.v))
         if size == 0:
@@ -88,7 +88,7 @@ class TokenEffect:
             at = order[start : start + _CHUNK]
             longest = int(lengths[at].max())
             above, below = self._losses(self._tensor(rows[at, :longest]), self._tensor(targets[at, :longest]))
-            effect[at] = ((above - below) * self._ends[2]).cpu().numpy()
+            effect[at] = ((above - below) * self.ends[2]).cpu().numpy()
             loss[at] = ((above + below) / 2).cpu().numpy()
         return effect, loss
 
@@ -101,8 +101,8 @@ class TokenEffect:
         real = int((row != PAD).sum())
         tokens = CausalLM().feed(self._tensor(row[None, :real]))
         with torch.no_grad():
-            above, below = (functional_call(self.model, p, (tokens,))[0].log_softmax(-1) for p in self._ends[:2])
-        slope = (below - above).double().cpu().numpy() * self._ends[2]
+            above, below = (functional_call(self.model, p, (tokens,))[0].log_softmax(-1) for p in self.ends[:2])
+        slope = (below - above).double().cpu().numpy() * self.ends[2]
         table = np.zeros((len(row), slope.shape[1]))
         at = np.flatnonzero(target[1:real] != IGNORED) + 1
         own = slope[at - 1, row[at]]
@@ -118,7 +118,7 @@ class TokenEffect:
             x: (B, T, V) rows, each summing to one.
             weight: (B, T) 1 where the token carries a loss, else 0.
         """
-        above, below, scale = self._ends
+        above, below, scale = self.ends
         losses, slopes = [], []
         for params in (above, below):
             leaf = x.detach().requires_grad_()
@@ -136,7 +136,7 @@ class TokenEffect:
             # Summed in double: the difference of two sums of hundreds of nats is what counts.
             ends = [
                 task.token_losses(functional_call(self.model, params, (tokens,)), targets).double().sum(1)
-                for params in self._ends[:2]
+                for params in self.ends[:2]
             ]
         return ends[0], ends[1]
 

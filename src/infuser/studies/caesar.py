@@ -25,6 +25,7 @@ from infuser.errors import InfuserError
 from infuser.measure_text import Continuation, ContrastParts, WordContrast
 from infuser.models.gpt import tiny_gpt
 from infuser.params import trainable
+from infuser.perturbation.embedding_edits import EmbeddingPGD
 from infuser.perturbation.text_controls import explicit
 from infuser.perturbation.token_edits import GreedyTokens
 from infuser.storage import write_json
@@ -66,6 +67,8 @@ class Caesar:
         pool: of post_edit.
         controls: arms beside clean and edit.
         seeds: orders of the replayed epoch.
+        embedding: radius of an arm that edits the same documents in the space of embeddings, which no file can hold;
+            in mean lengths of an embedding. None for no such arm.
     """
 
     alphabet: int = 26
@@ -91,6 +94,7 @@ class Caesar:
     pool: float = 2.0
     controls: tuple[Control, ...] = ("clean_rewrite", "random_docs", "insert_k")
     seeds: tuple[int, ...] = (1, 2, 3)
+    embedding: float | None = None
 
     def __post_init__(self) -> None:
         if self.recipe.epochs < 2:
@@ -162,6 +166,7 @@ def run_caesar(settings: Caesar, out: str | Path, *, resume: bool = False, overw
             settings.pool,
             settings.controls,
             settings.seeds,
+            None if settings.embedding is None else EmbeddingPGD(settings.embedding),
         )
         pairs = shift_pairs(settings.alphabet, settings.pairs, settings.pair_seed)
         cases = [case(settings, stated, target) for stated, target in pairs]

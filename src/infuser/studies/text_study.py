@@ -23,6 +23,7 @@ from infuser.evaluation.stats import compare
 from infuser.executors import Local
 from infuser.measure_text import ContrastParts, Mean, coherence, document_losses
 from infuser.params import trainable
+from infuser.perturbation.embedding_edits import EmbeddingPGD
 from infuser.perturbation.perturb import perturb
 from infuser.perturbation.select import PostEdit
 from infuser.perturbation.text_controls import clean_rewrite
@@ -72,6 +73,7 @@ class Setup:
         pool: of post_edit.
         controls: arms beside clean and edit.
         seeds: orders of the replayed part.
+        embedding: if given, an arm "embedding" edits the same documents in this way, which no file can hold.
     """
 
     run: Run
@@ -84,6 +86,7 @@ class Setup:
     pool: float
     controls: tuple[str, ...]
     seeds: tuple[int, ...]
+    embedding: EmbeddingPGD | None = None
 
 
 def perform(setup: Setup, case: Case, folder: Path) -> Part:
@@ -101,6 +104,12 @@ def perform(setup: Setup, case: Case, folder: Path) -> Part:
     prepared = [arm for arm in arms(setup.data, edits, controls=()) if arm.name != "clean"]
     trials = unfolded(retrain(setup.run, prepared, case.measures, setup.seeds, START))
     forecasts = predicted_by_arm(setup, direction, edits)
+    if setup.embedding is not None:
+        moved = setup.embedding.edit(direction, setup.run, setup.data, edits["edit"].ids)
+        arm = Arm("embedding", setup.data.apply(moved.edit), f"{moved.edit.made_by}; not storable")
+        rows = retrain(moved.install(setup.run), [arm], case.measures, setup.seeds, START)
+        trials = Trials.concat([trials, unfolded(rows)])
+        forecasts["embedding"] = float(moved.gains.sum())
     distances = text_distances(edits["edit"], setup.codec)
     facts = {
         "coherence": agreement,
