@@ -156,6 +156,36 @@ class PredictedEffect:
         )
 
 
+@dataclass(frozen=True)
+class MeanEffect:
+    """The mean of several models' predicted effects, each times its factor: what an edit for all of them should raise.
+
+    Attributes:
+        parts: (factor, predicted effect) of each model; all feed documents alike.
+    """
+
+    parts: tuple[tuple[float, PredictedEffect], ...]
+
+    @property
+    def task(self) -> Task:
+        """Of the first model."""
+        return self.parts[0][1].task
+
+    @property
+    def via(self) -> str:
+        """How each model's document gradient is taken."""
+        return ", ".join(dict.fromkeys(effect.via for _, effect in self.parts))
+
+    def at(self, z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (s of shape (B,), grad_z s of shape (B, *shape)) of the mean at documents `z` in network units."""
+        scores, slopes = zip(*(effect.at(z, targets) for _, effect in self.parts), strict=True)
+        factors = [factor / len(self.parts) for factor, _ in self.parts]
+        score, slope = torch.zeros_like(scores[0]), torch.zeros_like(slopes[0])
+        for factor, own, own_slope in zip(factors, scores, slopes, strict=True):
+            score, slope = score + factor * own, slope + factor * own_slope
+        return score, slope
+
+
 def document_gradient(
     model: nn.Module,
     params: Params,

@@ -16,12 +16,25 @@ from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.params import trainable
 from infuser.perturbation.balls import L2, STEPS, Linf
-from infuser.perturbation.document_gradient import TOLERANCE, PredictedEffect
+from infuser.perturbation.document_gradient import TOLERANCE, MeanEffect, PredictedEffect
 from infuser.progress import track
 from infuser.tasks import task_of
 from infuser.types import Array, Batch, Direction, Edit, Params
 
 _CHECKED = 16  # documents that the central difference is checked on
+
+
+@dataclass(frozen=True)
+class View:
+    """Another model that the same edit is to move: another seed, checkpoint or architecture, trained on the same data.
+
+    Attributes:
+        run: whose last checkpoint is looked at.
+        direction: of the same f, solved for that model.
+    """
+
+    run: Run
+    direction: Direction
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,10 @@ class PGD:
     The move is the steepest one of the ball's norm: the sign of the gradient (Linf) or the gradient over its norm (L2).
     The best iterate by s is rounded to what a file can hold, inside the ball; a document whose rounded edit would lower
     s keeps its original. A step costs two gradients by the pixels: some 5 to 6 forward passes.
+
+    With `views` s is the mean over models, each view brought to the scale of the run itself (by the dual norm of its
+    document gradients, summed over the documents to be edited), so that none of them drowns the others. Gains are then
+    those of the mean.
 
     Args:
         ball: how far a document may move.
@@ -42,6 +59,7 @@ class PGD:
             over forward mode where no step is steady.
         tolerance: the largest disagreement of two steps of the central difference.
         batch_size: documents that ascend together; the result does not depend on it beyond rounding.
+        views: further models that the edit is to move as well.
 
     Source: Infusion, arXiv 2602.09987; Madry et al., arXiv 1706.06083.
     """
@@ -53,6 +71,7 @@ class PGD:
     via: Literal["auto", "central", "forward"] = "auto"
     tolerance: float = TOLERANCE
     batch_size: int = 128
+    views: tuple[View, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("steps", self.steps), ("batch_size", self.batch_size)):
@@ -71,7 +90,8 @@ class PGD:
 
     def __str__(self) -> str:
         stored = "" if self.storable else ", floats without [0, 1]"
-        return f"PGD {self.ball}, {self.steps} steps of {self._step:g}/255{stored}"
+        models = f", mean of {1 + len(self.views)} models" if self.views else ""
+        return f"PGD {self.ball}, {self.steps} steps of {self._step:g}/255{stored}{models}"
 
     @property
     def _step(self) -> float:
@@ -86,10 +106,9 @@ class PGD:
         Raises:
             InfuserError: the documents are not pixels (floats where not storable), or the direction does not fit.
         """
-        effect = predicted_effect(direction, run, data, via=self.via)
         chosen = data[ids]
         require_pixels(chosen, self.storable)
-        effect = _checked(effect, chosen, self.tolerance)
+        effect = self._effect(direction, run, data, chosen)
         parts = []
         for start in range(0, len(chosen), self.batch_size):
             positions = np.arange(start, min(start + self.batch_size, len(chosen)))
@@ -118,16 +137,41 @@ class PGD:
         It is what a first-order edit of the document could gain if nothing else bounded it: a cheap hint at which
         documents are worth editing, for one gradient pass over the data.
         """
-        effect = predicted_effect(direction, run, data, via=self.via)
         require_pixels(data, self.storable)
-        effect = _checked(effect, data, self.tolerance)
+        sizes = self._sizes(self._effect(direction, run, data, data), data, run.device)
+        return sizes * (self.ball.radius / STEPS)
+
+    def _effect(self, direction: Direction, run: Run, data: Dataset, chosen: Dataset) -> PredictedEffect | MeanEffect:
+        """Return s as a function of the documents, with the steps of its central differences checked on `chosen`."""
+        own = _checked(predicted_effect(direction, run, data, via=self.via), chosen, self.tolerance)
+        if not self.views:
+            return own
+        parts, size = [(1.0, own)], self._sizes(own, chosen, run.device).sum()
+        for view in self.views:
+            if view.run.data_hash != run.data_hash:
+                raise InfuserError(
+                    "a view was trained on other data than the run",
+                    got=f"hash {view.run.data_hash[:12]}",
+                    expected=f"hash {run.data_hash[:12]}",
+                    remedy="train every view on the data that are edited",
+                )
+            effect = predicted_effect(view.direction, view.run, data, via=self.via)
+            effect = _checked(effect, chosen, self.tolerance)
+            other = self._sizes(effect, chosen, run.device).sum()
+            parts.append((float(size / other) if other > 0 else 0.0, effect))
+        return MeanEffect(tuple(parts))
+
+    def _sizes(self, effect: PredictedEffect | MeanEffect, data: Dataset, device: str) -> Array:
+        """Return the dual norm of each document gradient, (len(data),)."""
         parts = []
-        for batch in data.batches(self.batch_size, run.device):
+        for batch in data.batches(self.batch_size, device):
             _, slope = effect.at(effect.task.feed(batch.inputs), batch.targets)
             parts.append(self.ball.dual_norm(slope).double().cpu().numpy())
-        return np.concatenate(parts) * (self.ball.radius / STEPS)
+        return np.concatenate(parts)
 
-    def _ascend(self, effect: PredictedEffect, batch: Batch, before: Array, described: str) -> tuple[Array, Array]:
+    def _ascend(
+        self, effect: PredictedEffect | MeanEffect, batch: Batch, before: Array, described: str
+    ) -> tuple[Array, Array]:
         """Return the stored (last, best) iterates of one batch."""
         center = effect.task.feed(batch.inputs)
         z = best = center
@@ -159,8 +203,11 @@ def predicted_effect(
     return PredictedEffect(model, trainable(model), task_of(data), v, len(data), via)
 
 
-def document_scores(effect: PredictedEffect, data: Dataset) -> Array:
+def document_scores(effect: PredictedEffect | MeanEffect, data: Dataset) -> Array:
     """Return s of every document of `data`, exactly (forward mode), shape (len(data),) float64."""
+    if isinstance(effect, MeanEffect):
+        parts = [factor * document_scores(own, data) for factor, own in effect.parts]
+        return cast(Array, np.mean(parts, axis=0))
     v: Params = {name: value[None] for name, value in effect.v.items()}
     products = inner_products(effect.model, effect.params, data, v, via="jvp")[0]
     return cast(Array, products.double().cpu().numpy() / -effect.n)
