@@ -46,15 +46,26 @@ def data_uri(pixels: Array) -> str:
     return "data:image/png;base64," + base64.b64encode(png(pixels)).decode("ascii")
 
 
-def amplified(before: Array, after: Array) -> Array:
-    """Return the difference of two uint8 images, ten times as large, around mid-grey: lighter was raised.
+def amplification(before: Array, after: Array) -> int:
+    """Return how many times larger differences can be shown without being cut off, at most ten.
+
+    >>> import numpy as np
+    >>> amplification(np.array([[100]], np.uint8), np.array([[116]], np.uint8))
+    7
+    """
+    largest = int(abs(after.astype("int32") - before.astype("int32")).max(initial=1))
+    return max(1, min(AMPLIFIED, 127 // max(largest, 1)))
+
+
+def amplified(before: Array, after: Array, times: int = AMPLIFIED) -> Array:
+    """Return the difference of two uint8 images, `times` as large, around mid-grey: lighter was raised.
 
     >>> import numpy as np
     >>> amplified(np.array([[100, 100]], np.uint8), np.array([[101, 98]], np.uint8)).tolist()
     [[138, 108]]
     """
     difference = after.astype("int32") - before.astype("int32")
-    return cast("Array", (128 + AMPLIFIED * difference).clip(0, 255).astype("uint8"))
+    return cast("Array", (128 + times * difference).clip(0, 255).astype("uint8"))
 
 
 def is_image(documents: Array) -> bool:

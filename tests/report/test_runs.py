@@ -72,8 +72,8 @@ def test_digits_show_arms_probes_and_edits(visits: dict[str, Visit]) -> None:
     assert page.locator("#probes .card").count() == 4
     assert page.locator("#edits .cards").count() == 4
     cards = page.locator("#edits .cards").first
-    cards.locator("select").select_option("L2 (pixel range 1)")
-    shown = [number(x) for x in cards.locator(".card [data-key='L2 (pixel range 1)'] dd").all_inner_texts()]
+    cards.locator("select").select_option("L2 (0 to 1)")
+    shown = [number(x) for x in cards.locator(".card [data-key='L2 (0 to 1)'] dd").all_inner_texts()]
     assert shown == sorted(shown, reverse=True)
     arms = page.locator("#effect .table", has_text="further values").locator("tbody tr td:first-child")
     assert arms.all_inner_texts() == ["clean", "edit", "noise", "insert 1"]

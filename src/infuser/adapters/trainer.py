@@ -83,8 +83,8 @@ def _logits(model: nn.Module) -> nn.Module:
 def trainer_rows(data: Dataset) -> list[dict[str, list[int]]]:
     """Return documents as the Trainer takes them: rows of input_ids and labels of one length, padding without a loss.
 
-    Rows and labels are not shifted: the model does that. Labels are -100 where a document carries no loss; padding is on
-    the right, where a causal model cannot see it, and its ids are 0.
+    Rows and labels are not shifted: the model does that. Labels are -100 where a document carries no loss; padding is
+    on the right, where a causal model cannot see it, and its ids are 0.
     """
     inputs = np.where(data.inputs < 0, 0, data.inputs)
     pairs = zip(inputs.tolist(), data.targets.tolist(), strict=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from infuser.html import AMPLIFIED, amplified, is_image, number
+from infuser.html import amplification, amplified, is_image, number
 from infuser.report.blocks import Bar, Card, Cards, Cell, Picture, picture, value_cell
 from infuser.report.lookup import class_name
 from infuser.report.material import EditView, ProbeView, TokenDiff
@@ -118,11 +118,12 @@ def _edited(view: EditView, i: int) -> Card:
         facts[name] = value_cell(float(values[i]))
     title = f"{id_}" if label == "–" else f"{id_}, label {label}"
     if is_image(edit.before):
+        times = amplification(edit.before, edit.after)
         pictures = (
             picture(before, f"document {id_} before", "before"),
             picture(after, f"document {id_} after", "after"),
             picture(
-                amplified(before, after), f"document {id_}, difference times {AMPLIFIED}", f"difference ×{AMPLIFIED}"
+                amplified(before, after, times), f"document {id_}, difference times {times}", f"difference ×{times}"
             ),
         )
         return Card(title, pictures, facts=facts)

@@ -105,7 +105,13 @@ def detector_bars(part: Detection, metric: str) -> Figure:
         for r in chosen
     )
     caption = "After: on the edited data, as a defender has them. Lift: after minus the same documents before the edit."
-    return Figure({"data": data, "layout": layout}, caption, f"{metric}: {said}.", 96 + (52 if len(chosen) < 6 else 36) * len(chosen), title=metric)
+    return Figure(
+        {"data": data, "layout": layout},
+        caption,
+        f"{metric}: {said}.",
+        96 + (52 if len(chosen) < 6 else 36) * len(chosen),
+        title=metric,
+    )
 
 
 def trade_offs(parts: Sequence[TradeOff]) -> Figure:

@@ -195,7 +195,7 @@ def _edits(parts: Sequence[object]) -> Section | None:
     views = [p if isinstance(p, EditView) else EditView(p) for p in parts if isinstance(p, (Edit, EditView))]
     if not views:
         return None
-    lead = "Each document as it was, as it was trained on, and the difference ten times as large around mid-grey."
+    lead = "Each document as it was, as it was trained on, and their difference, amplified around mid-grey."
     lead = lead if cards.are_pictures(views) else cards.HOW_TO_READ
     return Section("edits", "Edited documents", list(cards.edits(views)), lead)
 

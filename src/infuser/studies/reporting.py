@@ -59,11 +59,12 @@ def _edits(study: Study, parts: Mapping[str, Part]) -> Iterator[EditView]:
         distances = edit_distances(shown)
         named = {
             "Linf (1/255)": distances["linf_255"],
-            "L2 (pixel range 1)": distances["l2"],
+            "L2 (0 to 1)": distances["l2"],
             "SSIM": distances["ssim"],
         }
         influence = study.scores.values[q][study.data.positions(shown.ids)]
-        title = f"Edited for probe {study.probes.queries[q]}: {len(shown)} of {len(edit)} documents, by predicted gain"
+        probe = study.probes.queries[q].replace("->", " → ")
+        title = f"Edited for probe {probe}: {len(shown)} of {len(edit)} documents, by predicted gain"
         yield EditView(shown, title, study.data.classes, influence, named)
 
 
