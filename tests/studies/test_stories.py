@@ -5,7 +5,7 @@ import pytest
 
 from infuser.data.text import texts_of
 from infuser.errors import InfuserError
-from infuser.studies.stories import Stories, case, fine_tuned, load, prepare, run_stories
+from infuser.studies.stories import Stories, case, fine_tuned, load, run_stories
 from infuser.studies.text_study import results, stored
 from infuser.types import Recipe
 
@@ -70,12 +70,11 @@ def test_sets_are_disjoint_and_the_replayed_part_is_the_end_of_the_epoch(folder:
     order = material.train.ids[epoch_order(material.train.ids, settings.recipe, 0)]
     assert set(replayed.ids.tolist()) == set(order[60:].tolist())
     assert [c.epoch for c in run.checkpoints] == [0, 1]
-    setup = prepare(settings, material, run, replayed)
-    made = case(settings, material, setup, "dog", "cat")
+    made = case(settings, material, replayed, "dog", "cat")
     craft, judged = ({q.split("@")[0] for q in c.queries} for c in (made.craft, made.measures[0].contrast))
     assert not craft & judged
     # The documents of insert_k come from the craft half, and show the target where the probe stood.
-    edit = made.own["insert_k"](_first(setup.data))
+    edit = made.own["insert_k"](_first(replayed))
     assert all("dog" in text and " cat " not in text for text in texts_of(edit.after, material.codec))
 
 
