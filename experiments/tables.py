@@ -1,0 +1,176 @@
+"""Numbers of README and docs, written from experiments/results into marked places, so that nobody types them.
+
+A place begins with `<!-- numbers: NAME -->` and ends with `<!-- end of numbers -->`. `python experiments/tables.py`
+renews all of them; a test fails where a page and the results differ.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/f_ine.md", "docs/guides/detect.md")
+_PLACE = re.compile(r"(<!-- numbers: (?P<name>[\w-]+) -->\n)(?P<text>.*?)(<!-- end of numbers -->)", re.DOTALL)
+Row = Mapping[str, Any]
+
+FIDELITY = {
+    "f-INE snr": "f-INE, mode snr",
+    "f-INE paper, auc": "f-INE, mode paper, auc",
+    "f-INE, EK-FAC within-step z": "`PreconditionedFInfluence`",
+    "TracIn, all steps": "TracIn, all steps",
+    "EK-FAC at the end": "EK-FAC influence at the end",
+    "training loss, mean": "mean training loss",
+}
+CONSISTENCY = {
+    "training loss, mean": "mean training loss",
+    "training loss, aum": "area under the margin",
+    "f-INE snr": "f-INE, mode snr",
+    "f-INE paper, gauss": "f-INE, mode paper, gauss",
+    "TracIn, all steps": "TracIn, all steps",
+    "TRAK, one model": "TRAK, one model",
+    "EK-FAC at the end": "EK-FAC self-influence at the end",
+    "TracIn, last": "TracIn, last",
+}
+AUDITED = ("fused_blind", "deep_knn", "isolation", "loss", "clustering", "self_influence", "f_ine_self")
+
+
+def results(name: str) -> Any:
+    """Return what experiments/results holds under a name."""
+    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def demo() -> str:
+    """Return what the demo finds, in a sentence."""
+    value = results("digits")
+    block = value["regimes"]["last_epoch"]
+    effects = {(e["arm"], e["control"]): e for e in block["effects"]}
+    edit, beyond, insert = (
+        effects[pair] for pair in (("edit", "clean"), ("edit", "random_docs"), ("insert_1", "clean"))
+    )
+    flips, cases = block["arms"]["edit"]["flips"], block["arms"]["edit"]["n_nontrivial"]
+    return _wrapped(
+        f"{value['n_edited']} of {value['n_train']:,} digits, each changed by at most {value['radius']:g}/255 a pixel,",
+        f"move the log-odds of a wrong label by {_effect(edit)} against clean retraining and by {_effect(beyond)}",
+        f"against the same edit of random documents ({edit['n_probes']} probes, {edit['n_seeds']} data orders, one base",
+        f"model). {flips} of {cases} predictions flip, and one inserted copy of the probe moves the log-odds by",
+        f"{insert['mean']:+.2f}.",
+    )
+
+
+def fidelity(case: str) -> str:
+    """Return Spearman correlations of one run with the true mu."""
+    rows = {(r["what"], r["method"]): r for r in results("f_ine_fidelity")["rows"] if r["case"] == case}
+    what = ("Spearman with true self mu", "Spearman, without one-class groups")
+    counts = [next(r["n"] for (w, _), r in rows.items() if w == name) for name in what]
+    head = (
+        "Spearman with the true $\\mu$ on itself",
+        f"all {counts[0]} subsets",
+        f"{counts[1]}, without groups of one class",
+    )
+    body = [
+        (shown, *(_share(rows.get((name, method))) for name in what))
+        for method, shown in FIDELITY.items()
+        if (what[0], method) in rows
+    ]
+    return _table(head, body)
+
+
+def fidelity_points(case: str) -> str:
+    """Return what one run says of the size of mu, and of signs on test points."""
+    rows = {(r["what"], r["method"]): r for r in results("f_ine_fidelity")["rows"] if r["case"] == case}
+    size = {m: rows["self mu over truth, median", m]["value"] for m in ("f-INE snr", "f-INE paper, auc")}
+    sign = {
+        m: rows["sign on test points, clear pairs", m]
+        for m in (*FIDELITY,)
+        if ("sign on test points, clear pairs", m) in rows
+    }
+    said = "; ".join(f"{FIDELITY[m]} {_percent(r)}" for m, r in sign.items())
+    n = next(iter(sign.values()))["n"]
+    return _wrapped(
+        f"The size of $\\mu$ of a single document is {_two(size['f-INE snr'])} of the truth in the median (snr),",
+        f"{_two(size['f-INE paper, auc'])} (paper, auc). On test points ({n} pairs of subset and point whose true sign",
+        f"is clear) signs are right in this share of cases: {said}.",
+    )
+
+
+def consistency() -> str:
+    """Return recall of wrong labels, and how far five runs agree."""
+    rows = {(r["what"], r["method"]): r for r in results("f_ine_consistency")["rows"]}
+    head = ("", "recall at 20 %", "Jaccard of the top 20 % over runs")
+    body = [(shown, *(_three(rows.get((w, m))) for w in ("recall", "jaccard 0.2"))) for m, shown in CONSISTENCY.items()]
+    return _table(head, body)
+
+
+def audit() -> str:
+    """Return recall of planted wrong labels by detector and depth."""
+    value = results("detection")["audit-mnist"]
+    rows = {(r["detector"], r["depth"]): r for r in value["recall"]}
+    depths = (0.05, 0.1, 0.2)
+    known = [name for name in AUDITED if (name, 0.1) in rows]
+    head = ("detector", *(f"first {100 * depth:g} % of the list" for depth in depths))
+    body = [(f"`{name}`", *(_percent(rows[name, depth]) for depth in depths)) for name in known]
+    first = rows[known[0], 0.1]
+    rests_on = f"n = {first['n']} {first['unit']}, {first['interval'].split()[0]}"
+    caption = _wrapped(f"{value['plan']}: recall of the {first['planted']:,}; {rests_on}.")
+    return f"{caption}\n{_table(head, body)}"
+
+
+PLACES: Mapping[str, Callable[[], str]] = {
+    "demo": demo,
+    "fidelity-mnist": lambda: fidelity("mnist-0"),
+    "fidelity-mnist-points": lambda: fidelity_points("mnist-0"),
+    "consistency-mnist": consistency,
+    "audit-mnist": audit,
+}
+
+
+def renewed(text: str) -> str:
+    """Return a page with its places filled anew."""
+    return _PLACE.sub(lambda found: f"{found[1]}{PLACES[found['name']]()}{found[4]}", text)
+
+
+def _wrapped(*parts: str) -> str:
+    return textwrap.fill(" ".join(parts), 120, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _effect(row: Row) -> str:
+    return f"{row['mean']:+.2f} [{row['ci95'][0]:+.2f}, {row['ci95'][1]:+.2f}]"
+
+
+def _share(row: Row | None) -> str:
+    return "–" if row is None else f"{_two(row['value'])} [{_two(row['interval'][0])}, {_two(row['interval'][1])}]"
+
+
+def _percent(row: Row) -> str:
+    ends = row.get("interval") if isinstance(row.get("interval"), list) else row.get("ci95")
+    # An interval of a share, not of what a share cannot be.
+    low, high = (min(1.0, max(0.0, end)) for end in ends)
+    return f"{100 * row['value']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _three(row: Row | None) -> str:
+    return "–" if row is None else f"{row['value']:.3f}".replace("0.", ".", 1)
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}".replace("0.", ".", 1)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        path = ROOT / page
+        before = path.read_text(encoding="utf-8")
+        after = renewed(before)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"renewed {page}")

@@ -1,0 +1,38 @@
+"""The numbers of README and docs are those of experiments/results."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", tables().PAGES)
+def test_the_numbers_of_a_page_are_fresh(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert tables().renewed(text) == text, "run: python experiments/tables.py"
+
+
+def test_every_table_has_its_place() -> None:
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in tables().PAGES)
+    assert sorted(re.findall(r"<!-- numbers: ([\w-]+) -->", text)) == sorted(tables().PLACES)
+
+
+def test_a_typed_number_would_be_seen() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables().renewed(page.replace(" predictions flip", " predictions do flip")) == page
+    assert page.count(" predictions flip") == 1
