@@ -56,8 +56,8 @@ def demo() -> str:
     return _wrapped(
         f"{value['n_edited']} of {value['n_train']:,} digits, each changed by at most {value['radius']:g}/255 a pixel,",
         f"move the log-odds of a wrong label by {_effect(edit)} against clean retraining and by {_effect(beyond)}",
-        f"against the same edit of random documents ({edit['n_probes']} probes, {edit['n_seeds']} data orders, one base",
-        f"model). {flips} of {cases} predictions flip, and one inserted copy of the probe moves the log-odds by",
+        f"against the same edit of random documents ({edit['n_probes']} probes, {edit['n_seeds']} data orders, one",
+        f"base model). {flips} of {cases} predictions flip, and one inserted copy of the probe moves the log-odds by",
         f"{insert['mean']:+.2f}.",
     )
 
