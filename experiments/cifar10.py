@@ -1,0 +1,219 @@
+"""The published claims on CIFAR-10, with storable edits, other orders and controls.
+
+    INFUSER_DATA=... python experiments/cifar10.py run r8 --arms edit noise --at 0 10
+    INFUSER_DATA=... python experiments/cifar10.py table
+
+45,000 documents, 100 edited, TinyResNet, plain SGD at 0.01, batches of 16, ten epochs in one fixed order; the last
+epoch is replayed in another order (the published setting replays the same one: `original`). `run` makes what is
+missing of a case (see CASES) and can be stopped at any time; `table` writes results/cifar10_*.json from the probes that
+are finished in every arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cifar10_slices import (
+    DAMPINGS,
+    FITTED,
+    PILOT,
+    PROBES,
+    RECIPES,
+    RUNS,
+    WORLDS,
+    K,
+    Outcome,
+    Spec,
+    all_probes,
+    edits,
+    outcomes,
+    study_of,
+)
+
+from infuser.executors import Executor, Pool
+from infuser.storage import write_json
+from infuser.studies.environment import environment
+from infuser.studies.parts import Part
+from infuser.studies.results import assemble
+from infuser.studies.show import summary
+from infuser.studies.study import Experiment, Start, Study, Victim
+from infuser.types import Damping, Trials
+
+RESULTS = Path(__file__).parent / "results"
+DAMPING = Damping(0.1)  # see results/cifar10_damping.json
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arms against clean for some probes.
+
+    Attributes:
+        arms: how their edits are made; the first is called edit.
+        at: probes, from and to.
+        victims: models that are retrained.
+        seed: of the order of what is replayed (and of the initialisation from scratch); 0 is the run's own.
+        starts: where retraining begins.
+    """
+
+    arms: tuple[Spec, ...]
+    at: tuple[int, int]
+    victims: tuple[str, ...] = ("tiny_resnet",)
+    seed: int = 1
+    starts: tuple[Start, ...] = ("last_epoch",)
+
+    @property
+    def world(self) -> str:
+        return self.arms[0].world
+
+
+def specs(radius: float, model: str = "tiny_resnet") -> dict[str, Spec]:
+    edit = Spec(radius=radius, model=model, damping=DAMPING)
+    return {
+        "edit": edit,
+        "noise": replace(edit, arm="noise", method="noise"),
+        "top": replace(edit, arm="top", select="top"),
+        "insert_k": replace(edit, arm="insert_k", method="insert_k"),
+        "gradient_matching": replace(edit, arm="gradient_matching", method="gradient_matching"),
+    }
+
+
+def pilot(damping: Damping) -> Case:
+    return Case((replace(specs(8)["edit"], damping=damping),), (PROBES, PROBES + PILOT))
+
+
+def transfer(radius: float, model: str, victim: str) -> Case:
+    return Case((specs(radius, model)["edit"],), (0, 10), (model, victim))
+
+
+PUBLISHED = Spec(radius=12.75, select="top", damping=DAMPINGS[0], world="original")
+PLAIN = Spec(radius=12, damping=DAMPING, world="small")
+VIEWS = tuple(replace(PLAIN, arm=name, views=name) for name in ("checkpoints", "seeds", "architectures"))
+CASES = {
+    **{f"damping-{damping.kind}-{damping.value:g}": pilot(damping) for damping in DAMPINGS},
+    "r8": Case(tuple(specs(8).values()), (0, PROBES)),
+    "r12": Case((specs(12)["edit"], specs(12)["top"]), (0, 10)),
+    "original": Case((PUBLISHED,), (0, 10), seed=0),
+    **{f"resnet-cnn-{r}": transfer(r, "tiny_resnet", "simple_cnn") for r in (8, 12)},
+    **{f"cnn-resnet-{r}": transfer(r, "simple_cnn", "tiny_resnet") for r in (8, 12)},
+    # A seed that no view has, else the victim would be one of the models that the edit was made for.
+    "horizon": Case((PLAIN, *VIEWS), (0, 5), tuple(RECIPES), 7, ("last_epoch", "half", "scratch")),
+}
+FILES = {
+    "cifar10_damping": tuple(name for name in CASES if name.startswith("damping")),
+    "cifar10_r8": ("r8",),
+    "cifar10_r12": ("r12",),
+    "cifar10_original": ("original",),
+    "cifar10_horizon": ("horizon",),
+    "cifar10_transfer": tuple(name for name in CASES if "cnn" in name),
+}
+
+
+def run(case: Case, arms: list[str], at: tuple[int, int], executor: Executor | None) -> None:
+    chosen = [spec for spec in case.arms if not arms or spec.arm in arms]
+    probes = range(max(case.at[0], at[0]), min(case.at[1], at[1]))
+    edits(chosen, probes, executor)
+    outcomes([job for spec in (None, *chosen) for job in jobs(case, spec, list(probes))], executor)
+
+
+def jobs(case: Case, spec: Spec | None, probes: list[int]) -> list[Outcome]:
+    """Return the models to train for an arm; the clean one measures all probes."""
+    return [
+        Outcome(victim, spec, q, start, case.seed, case.world)
+        for victim in case.victims
+        for start in case.starts
+        for q in (probes if spec else [0])
+    ]
+
+
+def results(case: Case) -> dict[str, Any] | None:
+    """Return results.json of a case, of the probes that are finished in every arm that has any."""
+    kept = {path.stem for path in (RUNS / "parts").glob("*.json")}
+    if any(job.name not in kept for job in jobs(case, None, [0])):
+        return None
+    every = list(range(*case.at))
+    done = {spec: [q for q in every if all(job.name in kept for job in jobs(case, spec, [q]))] for spec in case.arms}
+    arms = [spec for spec in case.arms if done[spec]]
+    probes = [q for q in every if all(q in done[spec] for spec in arms)] if case.arms[0] in arms else []
+    if not probes:
+        return None
+    parts = {}
+    for q in probes:
+        made = {spec.arm: edits([spec], [q])[0] for spec in arms}
+        found = [pooled(outcomes(jobs(case, spec, [q])), case, spec, q) for spec in arms]
+        trials = {name: Trials.concat([part.trials[name] for part in found]) for name in found[0].trials}
+        parts[f"probe-{q}"] = Part(trials, made["edit"].edit, made["edit"].facts)
+    first = case.arms[0]
+    settings = Experiment(
+        data="cifar10",
+        limit=WORLDS[case.world].documents,
+        model=first.model,
+        recipe=RECIPES[first.model],
+        fit_documents=FITTED,
+        damping=first.damping,
+        probes=len(probes),
+        k=K,
+        radius=first.radius,
+        select=first.select,
+        controls=tuple(spec.arm for spec in arms[1:]),  # type: ignore[arg-type]
+        seeds=(case.seed,),
+        regimes=case.starts,
+        victims=tuple(Victim(name, recipe=RECIPES[name]) for name in case.victims if name != first.model),
+    )
+    others = [name for name in case.victims if name != first.model]
+    study = study_of(settings, probes, case.world, others)
+    clean = pooled(outcomes(jobs(case, None, [0])), case, None, 0)
+    known = all_probes(case.world).queries
+    shared = {name: restricted(trials, study, known) for name, trials in clean.trials.items()}
+    parts = {"clean": Part(shared, None, {}), **parts}
+    return {**assemble(study, parts), "recipes": {name: vars(RECIPES[name]) for name in case.victims}}
+
+
+def pooled(parts: Mapping[str, Part], case: Case, spec: Spec | None, q: int) -> Part:
+    """Return one part with a regime for each victim, named as `infuser run` names them."""
+    trials = {}
+    for job in jobs(case, spec, [q]):
+        own = job.victim == case.arms[0].model
+        trials[job.start if own else f"{job.victim}:{job.start}"] = parts[job.name].trials[job.start]
+    return Part(trials, None, {})
+
+
+def restricted(trials: Trials, study: Study, known: Sequence[str]) -> Trials:
+    """Return the rows of the clean model without those of probes that are not in the study."""
+    out = np.isin(trials.probe, sorted({*known} - {*study.probes.queries}))
+    columns = {name: getattr(trials, name)[~out] for name in ("arm", "seed", "probe", "measure", "value")}
+    return replace(trials, **columns)
+
+
+def table() -> None:
+    """Write the result files from what is finished."""
+    for file, names in FILES.items():
+        found = {name: result for name in names if (result := results(CASES[name])) is not None}
+        if not found:
+            continue
+        write_json(RESULTS / f"{file}.json", {**found, "environment": environment()})
+        for name, result in found.items():
+            print(f"\n{name}\n{summary(result)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=("run", "table"))
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES])
+    parser.add_argument("--arms", nargs="+", default=[])
+    parser.add_argument("--at", nargs=2, type=int, default=(0, PROBES + PILOT), help="probes, from and to")
+    parser.add_argument("--workers", type=int, default=1, help="processes; the results are the same")
+    args = parser.parse_args()
+    if args.stage == "table":
+        table()
+    executor = Pool(args.workers, 1) if args.workers > 1 else None
+    for name in args.cases if args.stage == "run" else ():
+        run(CASES[name], args.arms, tuple(args.at), executor)
+
+
+if __name__ == "__main__":
+    main()
