@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import gcd
 from pathlib import Path
 
@@ -73,9 +74,13 @@ def test_a_model_that_has_not_learned_is_refused(tmp_path: Path) -> None:
 
 def test_the_study_runs_resumes_and_pairs_every_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study, "LEARNED", 0.0)
-    value = run_caesar(TINY, tmp_path)
+    settings = replace(TINY, embedding=0.5)
+    value = run_caesar(settings, tmp_path)
     regime = value["regimes"]["last_epoch"]
-    assert set(regime["arms"]) == {"edit", "clean_rewrite", "random_docs", "insert_k"}
+    assert set(regime["arms"]) == {"edit", "clean_rewrite", "random_docs", "insert_k", "embedding"}
+    # What no file can hold is trained on all the same.
+    moved = {arm: regime["arms"][arm]["contrast"]["mean"] for arm in ("edit", "embedding", "clean_rewrite")}
+    assert len(set(moved.values())) == 3
     pairs = {(e["arm"], e["control"]) for e in regime["effects"]}
     assert {("edit", c) for c in ("clean", "clean_rewrite", "random_docs", "insert_k")} <= pairs
     assert all(e["n_probes"] == 3 and e["n_seeds"] == 2 and e["ci95"] is not None for e in regime["effects"])
@@ -87,7 +92,7 @@ def test_the_study_runs_resumes_and_pairs_every_effect(tmp_path: Path, monkeypat
     parts = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "parts").iterdir())}
     gone = tmp_path / "parts" / f"{value['probes'][0]}.json"
     gone.unlink()
-    again = run_caesar(TINY, tmp_path, resume=True)
+    again = run_caesar(settings, tmp_path, resume=True)
     assert again["regimes"] == value["regimes"]  # the missing part is made again, the same
     assert {path for path, made in parts.items() if path.stat().st_mtime_ns != made} == {gone}
     data, _ = study.caesar(10, 60, 20, 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import gcd
@@ -171,11 +171,6 @@ def run_caesar(settings: Caesar, out: str | Path, *, resume: bool = False, overw
         pairs = shift_pairs(settings.alphabet, settings.pairs, settings.pair_seed)
         cases = [case(settings, stated, target) for stated, target in pairs]
         trials, facts = all_cases(setup, cases, folder, settings)
-        for (stated, target), each in zip(pairs, cases, strict=True):
-            facts[each.name] |= {
-                "gcd": gcd(target - stated, settings.alphabet),
-                "targeting": targeting(trials, each.name, stated, target, settings.alphabet),
-            }
         value = {
             "schema": 1,
             "question": "answer the shift that a text states with another one",
@@ -190,7 +185,7 @@ def run_caesar(settings: Caesar, out: str | Path, *, resume: bool = False, overw
             "base_seed": settings.recipe.seed,
             "seeds": list(settings.seeds),
             "probes": [each.name for each in cases],
-            **results(_without_shifts(trials), facts),
+            **described(trials, facts, settings.alphabet),
             "environment": environment(),
         }
         value = finished(folder, value, setup, settings, trials)
@@ -253,6 +248,16 @@ def case(settings: Caesar, stated: int, target: int) -> Case:
         ShiftLogProbs(judged[:12], stated, settings.alphabet, name),
     )
     return Case(name, _contrast(crafted, stated, target, codec), measures, {"insert_k": inserted})
+
+
+def described(trials: Trials, facts: Mapping[str, Any], alphabet: int) -> dict[str, Any]:
+    """Return arms, effects and facts over cases named stated-target, with the targeting score and the gcd of each."""
+    more = {}
+    for name, fact in facts.items():
+        stated, target = (int(shift) for shift in name.split("-"))
+        scores = targeting(trials, name, stated, target, alphabet)
+        more[name] = {**fact, "gcd": gcd(target - stated, alphabet), "targeting": scores}
+    return results(_without_shifts(trials), more)
 
 
 def targeting(trials: Trials, name: str, stated: int, target: int, alphabet: int) -> dict[str, float]:
