@@ -1,12 +1,17 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from infuser.data.text import texts_of
 from infuser.errors import InfuserError
-from infuser.studies.stories import Stories, case, fine_tuned, load, run_stories
-from infuser.studies.text_study import results, stored
+from infuser.measure_text import Mean, word_contrast
+from infuser.models.huggingface import LoRA
+from infuser.params import trainable
+from infuser.studies.stories import Stories, case, fine_tuned, load, parts_of, prepare, run_stories
+from infuser.studies.text_study import make_edits, results, seed_of, stored
 from infuser.types import Recipe
 
 pytest.importorskip("transformers")
@@ -33,8 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_study_runs_from_files_and_states_every_arm(folder: str, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     value = run_stories(replace(TINY, data_folder=folder), tmp_path)
     regime = value["regimes"]["last_epoch"]
     assert set(regime["arms"]) == {"edit", "clean_rewrite", "insert_k", "swap", "swap_tokens"}
@@ -58,8 +61,6 @@ def test_the_study_runs_from_files_and_states_every_arm(folder: str, tmp_path: P
 
 
 def test_sets_are_disjoint_and_the_replayed_part_is_the_end_of_the_epoch(folder: str) -> None:
-    from dataclasses import replace
-
     from infuser.training import epoch_order
 
     settings = replace(TINY, data_folder=folder)
@@ -83,6 +84,36 @@ def _first(data):
 
     some = data[data.ids[:2]]
     return Edit(some.ids, some.inputs, some.inputs, some.targets, some.targets, None, "nothing")
+
+
+def test_adapters_alone_are_trained_and_edits_are_made_for_them(folder: str) -> None:
+    settings = replace(TINY, data_folder=folder, lora=LoRA(rank=2, targets=("q_proj", "down_proj")))
+    material = load(settings)
+    run, replayed = fine_tuned(settings, material)
+    before, after = (checkpoint.weights for checkpoint in run.checkpoints)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "lora_" in name}
+    setup = prepare(settings, material, run, replayed)
+    made = case(settings, material, replayed, "dog", "cat")
+    edit = make_edits(setup, made, setup.influence.direction(run, Mean(made.craft)))["edit"]
+    assert (edit.gains > 0).all()
+
+
+def test_anchors_are_taken_from_what_edits_are_made_for_and_not_from_what_is_measured(folder: str) -> None:
+    settings = replace(TINY, data_folder=folder, anchors=("girl", "boy"))
+    material = load(settings)
+    _, replayed = parts_of(settings, material)
+    plain, held = (case(s, material, replayed, "dog", "cat") for s in (replace(settings, anchors=()), settings))
+    model = material.builder(replayed.input_shape, replayed.n_outputs)
+    params = trainable(model)
+    kept = [
+        word_contrast(material.craft, material.codec, "dog", w, limit=4, seed=seed_of("cat-dog"))
+        for w in ("girl", "boy")
+    ]
+    wanted = plain.craft(model, params) - sum(c.wanted(model, params).mean() for c in kept) / 2
+    assert held.craft(model, params).tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
+    assert held.craft(model, params).tolist() != pytest.approx(plain.craft(model, params).tolist(), rel=1e-2)
+    assert [m.queries for m in held.measures] == [m.queries for m in plain.measures]
 
 
 def test_a_missing_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
