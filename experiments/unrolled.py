@@ -1,0 +1,249 @@
+"""How far is EK-FAC from the exact derivative of training, and what does the exact one buy?
+
+    INFUSER_DATA=... python experiments/unrolled.py run digits
+    INFUSER_DATA=... python experiments/unrolled.py run mnist
+    INFUSER_DATA=... python experiments/unrolled.py run cifar10
+    python experiments/unrolled.py table
+
+For each probe: scores and document gradients of EK-FAC beside those of the unrolled last epoch, on the run's own order
+and averaged over other orders; then edits of the same documents within the same ball along each of them, measured on
+the order that the exact ones were made for, on orders that nobody saw, from scratch, and on another architecture.
+Probes are parts: `run` goes on where it was stopped, `table` writes results/unrolled.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from infuser.attribution.attribute import attribute
+from infuser.attribution.influence import Influence
+from infuser.attribution.unrolled import Unrolled
+from infuser.checkpoints import Run
+from infuser.curvature.ekfac import fit_ekfac
+from infuser.data import Dataset
+from infuser.data.source import load
+from infuser.evaluation.retrain import Start, retrain
+from infuser.evaluation.stats import compare, mean_estimate
+from infuser.executors import Local
+from infuser.measure import Margin
+from infuser.models import mlp, simple_cnn, tiny_resnet
+from infuser.params import trainable
+from infuser.perturbation.balls import STEPS, Linf
+from infuser.perturbation.document_gradient import document_gradient
+from infuser.perturbation.perturb import perturb
+from infuser.perturbation.pgd import PGD
+from infuser.storage import plain, read_json, write_json
+from infuser.studies.environment import environment
+from infuser.studies.parts import Part, completed, key_of
+from infuser.studies.study import Experiment, choose_probes
+from infuser.tasks import task_of
+from infuser.training import train
+from infuser.types import Arm, Array, Builder, Edit, Recipe, Trials
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS, RESULTS = ROOT / "runs" / "unrolled", ROOT / "experiments" / "results" / "unrolled.json"
+CRAFT, UNSEEN = (1, 2, 3), (11, 12, 13)  # orders that the averaged edit is made for, and orders for all
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and how much is edited."""
+
+    data: str
+    limit: int | None
+    builder: Builder
+    other: Builder
+    recipe: Recipe
+    k: int
+    radius: float
+    probes: int = 8
+    steps: int = 20
+    regimes: tuple[Start, ...] = ("last_epoch", "scratch")
+    other_recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.05, batch_size=32, threads=1))
+
+
+DIGITS = Recipe(batch_size=32, lr=0.02, threads=1)
+CASES = {
+    "digits": Case("digits", None, partial(tiny_resnet, width=16), partial(simple_cnn, width=16), DIGITS, 28, 16),
+    "mnist": Case(
+        "mnist", 5_000, partial(mlp, hidden=(64, 64)), partial(simple_cnn, width=8),
+        Recipe(batch_size=50, lr=0.1, threads=1), 50, 16,
+    ),
+    "cifar10": Case(
+        "cifar10", 4_000, tiny_resnet, simple_cnn, Recipe(epochs=5, threads=1), 40, 12,
+        probes=4, steps=10, regimes=("last_epoch",), other_recipe=Recipe(lr=0.02, epochs=5, threads=1),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the probes of a case share."""
+
+    case: Case
+    data: Dataset
+    run: Run
+    other: Run
+    probes: Margin
+    influence: Influence
+
+
+def bench(name: str) -> Bench:
+    case = CASES[name]
+    data, test = load(case.data, os.environ.get("INFUSER_DATA"), limit=case.limit)
+    run = train(case.builder, data, case.recipe, folder=RUNS / name / "checkpoints")
+    other = train(case.other, data, case.other_recipe, folder=RUNS / name / "other")
+    probes = choose_probes(Experiment(probes=case.probes), run, test)
+    return Bench(case, data, run, other, probes, Influence(fit_ekfac(run, data), 0.1))
+
+
+def probe_job(shared: Bench, q: int) -> Part:
+    """Return the trials of every arm for a probe, and how the two derivatives agree."""
+    probe, case, run, data = shared.probes[q], shared.case, shared.run, shared.data
+    direction = shared.influence.direction(run, probe)
+    method = PGD(Linf(case.radius), steps=case.steps)
+    scores = attribute(shared.influence, run, data, probe)
+    edited = perturb(method, direction, run, data, case.k, scores=scores)
+    ways = {"unrolled": Unrolled(), "unrolled_orders": Unrolled(seeds=CRAFT), "unrolled_unseen": Unrolled(seeds=UNSEEN)}
+    exact = {name: way.score(run, data, probe).values[0] for name, way in ways.items()}
+    slopes = {name: way.document_gradient(run, data, probe, edited.ids)[0] for name, way in ways.items()}
+    model = run.model()
+    batch = data.batch(data.positions(edited.ids), "cpu")
+    v = direction.single()
+    slopes["ekfac"] = document_gradient(model, trainable(model), task_of(data), batch, v, n=len(data), via="forward")
+    found = {"ekfac": scores.values[0], **exact}
+    facts = {f"rank {a} {b}": float(spearmanr(found[a], found[b]).statistic) for a, b in PAIRS}
+    facts |= {f"cosine {a} {b}": cosine(slopes[a], slopes[b]) for a, b in PAIRS}
+    made = {"edit": edited}
+    for name in ("unrolled", "unrolled_orders"):
+        made[name] = ascend(ways[name], shared, q, edited)
+    if "scratch" in case.regimes:
+        made["unrolled_scratch"] = ascend(Unrolled("scratch", seeds=CRAFT[:1]), shared, q, edited)
+    arms = [Arm("clean", data, ""), *(Arm(name, data.apply(edit), edit.made_by) for name, edit in made.items())]
+    trials = {"own order": retrain(run, arms, probe, (case.recipe.seed,), "last_epoch")}
+    for regime in case.regimes:
+        trials[regime] = retrain(run, arms, probe, UNSEEN, regime)
+        trials[f"other architecture, {regime}"] = retrain(shared.other, arms, probe, UNSEEN, regime)
+    return Part(trials, None, facts)
+
+
+PAIRS = (
+    ("ekfac", "unrolled"),
+    ("ekfac", "unrolled_orders"),
+    ("ekfac", "unrolled_unseen"),
+    ("unrolled", "unrolled_unseen"),
+    ("unrolled_orders", "unrolled_unseen"),
+)
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the mean over documents of the cosine of their gradients."""
+    return float(torch.nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double()).mean())
+
+
+def ascend(way: Unrolled, shared: Bench, q: int, like: Edit) -> Edit:
+    """Return the edit of the same documents along the exact derivative, taken anew at every step."""
+    case, data, run = shared.case, shared.data, shared.run
+    ball = Linf(case.radius)
+    center = torch.from_numpy(like.before.astype(np.float32) / STEPS)
+    z, stored = center.clone(), like.before
+    for _ in range(case.steps):
+        at = data.apply(replaced(like, stored)) if not np.array_equal(stored, like.before) else data
+        slope = way.document_gradient(run, at, shared.probes[q], like.ids)[0]
+        z = ball.project(z + ball.steepest(slope) * (2.5 * case.radius / case.steps / STEPS), center)
+        stored = ball.store(z.double().numpy(), like.before)
+    return replace(replaced(like, stored), made_by=f"sign ascent along {way}")
+
+
+def replaced(edit: Edit, after: Array) -> Edit:
+    return replace(edit, after=after, gains=None)
+
+
+def run_case(name: str) -> None:
+    shared = bench(name)
+    jobs = {f"probe-{q:02d}": q for q in range(len(shared.probes))}
+    keys = {job: key(name, shared, q) for job, q in jobs.items()}
+    completed(RUNS / name, shared.data, jobs, keys, Local(1), partial(probe_job, shared))
+    write_json(RUNS / name / "environment.json", environment())
+
+
+def key(name: str, shared: Bench, q: int) -> str:
+    case = {**asdict(CASES[name]), "builder": str(CASES[name].builder), "other": str(CASES[name].other)}
+    return key_of({"case": plain(case), "q": q, "weights": shared.run.checkpoints[-1].content_hash})
+
+
+def table() -> None:
+    """Write what is finished."""
+    results: dict[str, Any] = {}
+    for name, case in CASES.items():
+        paths = sorted((RUNS / name / "parts").glob("*.json"))
+        if len(paths) < 3:
+            continue
+        parts = [read_json(path) for path in paths]
+        facts = {
+            fact: said(mean_estimate(np.array([part["facts"][fact] for part in parts]), "probes", ()))
+            for fact in parts[0]["facts"]
+        }
+        regimes = {regime: effects([part["trials"][regime] for part in parts]) for regime in parts[0]["trials"]}
+        results[name] = {
+            "documents": case.limit,
+            "edited": case.k,
+            "radius": case.radius,
+            "recipe": asdict(case.recipe),
+            "probes": len(parts),
+            "orders": {"crafted for": CRAFT, "measured on": UNSEEN},
+            "agreement": facts,
+            "effects": regimes,
+            "environment": read_json(RUNS / name / "environment.json"),
+        }
+        print(f"\n{name}, {len(parts)} probes")
+        for fact, value in facts.items():
+            print(f"  {fact:45s} {value['value']:+.2f} {value['ci95']}")
+        for regime, rows in regimes.items():
+            for row in rows:
+                print(f"  {regime:35s} {row['arm']:18s} - {row['control']:6s} {row['mean']:+.2f} {row['ci95']}")
+    write_json(RESULTS, results)
+
+
+def effects(stored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return every arm against clean and against the plain edit, in log-odds."""
+    columns = ("arm", "seed", "probe", "measure", "value")
+    rows = [Trials(**{c: np.array(part[c]) for c in columns}, start=part["start"]) for part in stored]
+    pooled = Trials.concat(rows)  # what the arms of a probe started from was checked when they were trained
+    arms = [name for name in dict.fromkeys(pooled.arm.tolist()) if name != "clean"]
+    pairs = [(arm, "clean") for arm in arms] + [(arm, "edit") for arm in arms if arm != "edit"]
+    made = [compare(pooled, arm, control) for arm, control in pairs]
+    return [
+        {"arm": e.arm, "control": e.control, "mean": e.estimate.value, "ci95": e.estimate.interval, "p": e.p}
+        for e in made
+    ]
+
+
+def said(estimate: Any) -> dict[str, Any]:
+    return {"value": estimate.value, "ci95": estimate.interval}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=("run", "table"))
+    parser.add_argument("cases", nargs="*", default=list(CASES))
+    args = parser.parse_args()
+    if args.stage == "table":
+        table()
+    for name in args.cases if args.stage == "run" else ():
+        run_case(name)
+
+
+if __name__ == "__main__":
+    main()
