@@ -129,15 +129,30 @@ class RayExecutor:
                 ) from error
 
     def _in_order(self, ray: Any, submit: Callable[[int], Any], count: int) -> Iterator[Any]:
-        """Yield the results of jobs 0 to count - 1; every lost one is submitted again, each after its own pause."""
-        flying = {submit(position): position for position in range(count)}
+        """Yield the results of jobs 0 to count - 1; every lost one is submitted again, after its own pause.
+
+        Only so many are with Ray that no core waits for work: Ray runs jobs in the order in which they come, so that a
+        lost one would otherwise come again after all others, and hold up what they gave.
+        """
+        waiting = [(0.0, position) for position in range(count)]  # (not before, position), the first job first
+        flying: dict[Any, int] = {}
         done: dict[int, bytes] = {}
         losses: dict[int, int] = {}
-        again: dict[int, float] = {}  # position -> when
+        room = 0
         try:
             for wanted in range(count):
                 while wanted not in done:
-                    ready, _ = ray.wait(list(flying), timeout=0.2 if again else 5) if flying else ([], [])
+                    now = time.monotonic()
+                    ripe = sorted((p for when, p in waiting if when <= now), reverse=True)
+                    while ripe and (room := room or self._room()) > len(flying):
+                        position = ripe.pop()
+                        waiting = [(when, p) for when, p in waiting if p != position]
+                        flying[submit(position)] = position
+                    if not flying:
+                        time.sleep(0.05)
+                        continue
+                    ready, _ = ray.wait(list(flying), timeout=1)
+                    room = room if ready else 0  # the cluster may have grown or shrunk
                     for ref in ready:
                         position = flying.pop(ref)
                         try:
@@ -145,16 +160,15 @@ class RayExecutor:
                         except ray.exceptions.RayError as error:
                             losses[position] = losses.get(position, 0) + 1
                             self._check(error, position, losses[position])
-                            again[position] = time.monotonic() + self.backoff * 2 ** (losses[position] - 1)
-                    if not flying and not ready:
-                        time.sleep(0.05)
-                    for position in [p for p, when in again.items() if when <= time.monotonic()]:
-                        del again[position]
-                        flying[submit(position)] = position
+                            pause = self.backoff * 2 ** (losses[position] - 1)
+                            waiting.append((time.monotonic() + pause, position))
                 yield _opened(done.pop(wanted))
         finally:
             for ref in flying:
                 ray.cancel(ref, force=True)
+
+    def _room(self) -> int:
+        return 2 * max(1, self.slots)
 
     def _check(self, error: Exception, position: int, losses: int) -> None:
         lost = any(name in _LOST for name in (cls.__name__ for cls in type(error).__mro__))

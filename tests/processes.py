@@ -1,0 +1,120 @@
+"""Real runs in processes of their own, to be killed: how they are started, watched and compared."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+TINY = {
+    "model": "mlp",
+    "model_options": {"hidden": [16]},
+    "limit": 200,
+    "recipe": {"epochs": 4, "batch_size": 8, "lr": 0.1, "momentum": 0.9, "threads": 1},
+    "probes": 4,
+    "judged": 50,
+    "k": 3,
+    "steps": 3,
+    "seeds": [1, 2],
+    "controls": ["noise", "random_docs"],
+    "regimes": ["last_epoch", "scratch"],
+    "workers": 1,
+}
+SWEEP = {**TINY, "probes": 3, "workers": 2, "regimes": ["last_epoch"], "grid": {"radius": [4, 8], "select": ["random"]}}
+
+
+def write_config(path: Path, values: dict[str, object]) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+class Started:
+    """An `infuser` of its own, and what is below it."""
+
+    def __init__(self, *arguments: str, log: Path, limits: Callable[[], None] | None = None) -> None:
+        self.log = log
+        # Ray's workers are nice by 15, which on a busy machine is for ever.
+        own = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_worker_niceness": "0"}
+        with open(log, "wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "infuser.cli", *arguments],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **own},
+                preexec_fn=limits,  # noqa: PLW1509 - pytest runs no threads here
+            )
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait(self, seconds: float = 300) -> int:
+        return self.process.wait(seconds)
+
+    def until(self, happened: Callable[[], bool], seconds: float = 120) -> bool:
+        """Wait until something has happened; False if the process ended before."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.running:
+            if happened():
+                return True
+            time.sleep(0.01)
+        return False
+
+    def kill(self) -> bool:
+        """Kill the driver; whether it was still running."""
+        if not self.running:
+            return False
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.wait()
+        return True
+
+    def kill_below(self, rng: random.Random, *names: str) -> bool:
+        """Kill one of the processes below whose command holds one of these names; whether there was one."""
+        found = [pid for pid in descendants(self.process.pid) if any(name in command_of(pid) for name in names)]
+        if not found:
+            return False
+        try:
+            os.kill(rng.choice(found), signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below one, the process itself not among them."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:  # it has just ended
+        return []
+    return [p for child in children for p in (child, *descendants(child))]
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what a run or a sweep says, by file: results, trials, scores, tables, edits and checkpoints' weights."""
+    names = ("results.json", "trials.parquet", "scores.parquet", "table.csv", "weights.safetensors")
+    kept = [path for path in folder.rglob("*") if path.is_file() and (path.name in names or "edits" in path.parts)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Return what no finished run should hold."""
+    return [str(path) for path in folder.rglob(".*") if path.name.endswith((".tmp", ".lock", ".owner", ".old"))]
