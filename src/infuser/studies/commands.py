@@ -17,6 +17,7 @@ from infuser.evaluation.stats import compare
 from infuser.perturbation.export import undo_images, write_images
 from infuser.perturbation.manifest import load_edit, save_edit
 from infuser.studies.study import Experiment, Start, Study, prepare
+from infuser.studies.text_commands import edit_texts, text_settings, undo_text_edit
 from infuser.training import train
 from infuser.types import Arm, Scores
 
@@ -64,6 +65,9 @@ def edit_run(folder: Path, probe: str | None, out: Path, *, allow_code: bool = F
     Returns:
         (documents edited, documents written).
     """
+    texts = text_settings(folder)
+    if texts is not None:
+        return edit_texts(folder, texts, probe, out)
     study = open_study(folder, allow_code=allow_code)
     edit = load_edit(_edit_folder(folder, study, probe), study.data)
     write_images(study.data.apply(edit), out / "images")
@@ -74,8 +78,10 @@ def edit_run(folder: Path, probe: str | None, out: Path, *, allow_code: bool = F
 def undo_edit(folder: Path) -> int:
     """Put every edited document of a written training set back, byte for byte; return their number."""
     if not (folder / "edit").is_dir():
-        expected = "a folder with images/ and edit/, as `infuser edit` writes it"
+        expected = "a folder with images/ or texts/, and edit/, as `infuser edit` writes it"
         raise InfuserError("there is no edit to undo here", got=str(folder), expected=expected)
+    if (folder / "texts").is_dir():
+        return undo_text_edit(folder)
     return len(undo_images(folder / "images", folder / "edit"))
 
 
