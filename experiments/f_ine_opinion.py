@@ -50,7 +50,7 @@ POISON = (
 )  # fmt: skip
 RECIPE = Recipe(epochs=3, batch_size=10, lr=1e-3, optimizer="adamw", threads=1)
 ADAPTERS = LoRA(rank=8, alpha=16, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
-SNR = FInfluence(every=5)
+SNR = FInfluence(every=10)  # 30 recorded steps over all documents
 METHODS = (
     "f-INE snr", "TracIn, all steps", "LESS core (TracIn cosine)", "TracIn, checkpoints", "EK-FAC influence",
     "training loss, mean", "training loss, final", "random",
