@@ -15,6 +15,7 @@ import infuser
 from infuser.cli import app
 from infuser.config import override, parse
 from infuser.studies.study import Experiment
+from infuser.studies.sweep import read_sweep
 
 DOCS = Path(__file__).parents[1] / "docs"
 BUILT = ("_build", "gallery", "api")
@@ -68,9 +69,14 @@ def test_the_commands_of_a_page_are_commands(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(), "yaml")], ids=page_id)
-def test_the_configurations_of_a_page_are_valid(page: Path) -> None:
+def test_the_configurations_of_a_page_are_valid(page: Path, tmp_path: Path) -> None:
     for _, code in blocks(page.read_text(), "yaml"):
-        parse(Experiment, yaml.safe_load(code))
+        values = yaml.safe_load(code)
+        if "grid" in values or "list" in values:
+            (tmp_path / "sweep.yaml").write_text(code)
+            assert len(read_sweep(tmp_path / "sweep.yaml").points) > 1
+        else:
+            parse(Experiment, values)
 
 
 def test_every_public_name_is_in_the_api() -> None:

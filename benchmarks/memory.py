@@ -1,0 +1,82 @@
+"""How much memory does it take to score N documents with Q queries?
+
+    python benchmarks/memory.py --documents 4500 --queries 64        # a slice; 45000 is the whole training set
+
+TinyResNet on CIFAR-10 (random pixels where INFUSER_DATA is not set: memory does not depend on them), one process, one
+thread. The peak is that of the resident pages of the whole process, as the kernel counts them, after each step:
+imports, data, EK-FAC on 512 documents, the 64 directions, the scores. Written to benchmarks/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import infuser as inf
+from infuser.storage import read_json, write_json
+from infuser.studies.environment import environment
+
+HERE = Path(__file__).parent
+LIMIT_GB = 3.0
+
+
+def peak_gb() -> float:
+    """Return the largest resident size of this process so far, in 10^9 bytes."""
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def documents(n: int) -> inf.Dataset:
+    folder = os.environ.get("INFUSER_DATA")
+    if folder:
+        return inf.data.load("cifar10", folder, limit=n)[0]
+    rng = np.random.default_rng(0)
+    return inf.Dataset.from_arrays(rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, n))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--documents", type=int, default=4_500)
+    parser.add_argument("--queries", type=int, default=64)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    peaks = {"imports": peak_gb()}
+    data = documents(args.documents)
+    peaks["data"] = peak_gb()
+    torch.manual_seed(0)
+    model = inf.models.tiny_resnet(data.input_shape, data.n_outputs)
+    run = inf.Run.from_weights(inf.models.tiny_resnet, model.state_dict(), data)
+    probes = inf.measure.LogProb(data[data.ids[: args.queries]])
+    influence = inf.Influence(inf.fit_ekfac(run, data, documents=min(512, len(data))), damping=0.1)
+    peaks["fit"] = peak_gb()
+    direction = influence.direction(run, probes)
+    peaks["directions"] = peak_gb()
+    begun = time.process_time()
+    scores = influence.score_direction(run, data, direction)
+    seconds = time.process_time() - begun
+    peaks["scores"] = peak_gb()
+    for name, value in peaks.items():
+        print(f"{name:<12} {value:.2f} GB")
+    print(f"{len(scores)} queries x {len(data)} documents: {seconds:.0f} CPU seconds, limit {LIMIT_GB} GB")
+    path = HERE / "results.json"
+    stored = read_json(path) if path.exists() else {}
+    stored[f"memory, {len(data)} documents, {len(scores)} queries"] = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "peak_gb": peaks,
+        "score_cpu_seconds": seconds,
+        "environment": environment(),
+    }
+    write_json(path, stored)
+    if peaks["scores"] >= LIMIT_GB:
+        raise SystemExit(f"the peak is {peaks['scores']:.2f} GB, the limit {LIMIT_GB} GB")
+
+
+if __name__ == "__main__":
+    main()
