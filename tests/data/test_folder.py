@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from PIL import Image
 
-from infuser.data.folder import folder
+from infuser.data.folder import folder, folder_files
+from infuser.data.source import files, load
 from infuser.errors import InfuserError
 from tests.data.files import encoded, pixels
 
@@ -93,3 +95,26 @@ def test_missing_or_empty_folder(tmp_path):
         folder(tmp_path / "none")
     with pytest.raises(InfuserError, match="one subfolder per class"):
         folder(tmp_path)
+
+
+def test_the_file_of_every_document_is_known(tmp_path):
+    for i, (name, level) in enumerate((("b", 30), ("a", 10), ("b", 20))):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.fromarray(np.full((2, 2), level, np.uint8)).save(tmp_path / name / f"{9 - i}.png")
+    found, data = folder_files(tmp_path), folder(tmp_path)
+    assert [file.relative_to(tmp_path).as_posix() for file in found] == ["a/8.png", "b/7.png", "b/9.png"]
+    for i in data.ids.tolist():
+        assert np.array_equal(np.array(Image.open(found[i])), data[[i]].inputs[0, 0])
+
+
+def test_training_and_test_files_go_by_the_ids_of_load(tmp_path):
+    for i, part in enumerate(("train/b", "test/a", "train/a", "test/b", "train/b")):
+        (tmp_path / part).mkdir(exist_ok=True, parents=True)
+        (tmp_path / part / f"{i}.png").write_bytes(encoded(pixels(i, 4, 4, 3)))
+    found = files(f"folder:{tmp_path}")
+    for data in load(f"folder:{tmp_path}"):
+        for i in data.ids.tolist():
+            assert np.array_equal(np.array(Image.open(found[i])).transpose(2, 0, 1), data[[i]].inputs[0])
+    assert [file.parent.name for file in found] == ["a", "b", "b", "a", "b"]
+    with pytest.raises(InfuserError, match="are no files"):
+        files("digits")

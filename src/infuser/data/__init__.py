@@ -8,7 +8,7 @@ from infuser.data.folder import folder
 from infuser.data.hub import hub
 from infuser.data.mnist import fashion_mnist, mnist
 from infuser.data.parquet import parquet
-from infuser.data.source import load, split, subset
+from infuser.data.source import files, load, split, subset
 
 __all__ = [
     "Dataset",
@@ -16,6 +16,7 @@ __all__ = [
     "cifar10",
     "digits",
     "fashion_mnist",
+    "files",
     "folder",
     "hub",
     "load",

@@ -35,6 +35,24 @@ def folder(
             images of several sizes (all are listed).
     """
     root = Path(path)
+    names, files, labels = listing(root, classes)
+    items = ((str(file.relative_to(root)), _read(file)) for file in files)
+    images = decode_images(items, len(files), root.name, mode)
+    targets = np.array(labels, dtype=np.int64)
+    return Dataset(images, targets, "classification", len(names), classes=names, name=name or root.name)
+
+
+def folder_files(path: str | os.PathLike[str], *, classes: Sequence[str] = ()) -> tuple[Path, ...]:
+    """Return the file of every document of `folder(path)`: the one of document i stands at i.
+
+    Raises:
+        InfuserError: as for `folder`, of which no image is read here.
+    """
+    return tuple(listing(Path(path), classes)[1])
+
+
+def listing(root: Path, classes: Sequence[str] = ()) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    """Return (class names, files, labels) of a folder; see `folder`."""
     if not root.is_dir():
         raise InfuserError(f"the image folder {root.name} is missing", got=str(root), remedy="check the path")
     found = [entry.name for entry in _entries(root) if entry.is_dir()]
@@ -52,10 +70,7 @@ def folder(
             mine = _images(root, root / class_name)
             files += mine
             labels += [label] * len(mine)
-    items = ((str(file.relative_to(root)), _read(file)) for file in files)
-    images = decode_images(items, len(files), root.name, mode)
-    targets = np.array(labels, dtype=np.int64)
-    return Dataset(images, targets, "classification", len(names), classes=names, name=name or root.name)
+    return names, files, labels
 
 
 def _entries(path: Path) -> list[Path]:

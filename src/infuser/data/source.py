@@ -13,6 +13,7 @@ from infuser.data.cifar10 import cifar10
 from infuser.data.dataset import Dataset
 from infuser.data.digits import digits
 from infuser.data.folder import folder as image_folder
+from infuser.data.folder import folder_files, listing
 from infuser.data.hub import hub
 from infuser.data.mnist import fashion_mnist, mnist
 from infuser.data.parquet import parquet
@@ -65,6 +66,25 @@ def load(
         case _:
             raise InfuserError("unknown data set", got=repr(source), expected=KNOWN)
     return subset(train, limit, seed), subset(test, test_limit, seed)
+
+
+def files(source: str) -> tuple[Path, ...]:
+    """Return the files of the documents of `load(source)`, training and test: that of document i stands at i.
+
+    Args:
+        source: folder:PATH.
+
+    Raises:
+        InfuserError: another source, or a folder that cannot be read.
+    """
+    kind, _, rest = source.partition(":")
+    if kind != "folder" or not rest:
+        raise InfuserError("documents of this source are no files", got=repr(source), expected="folder:PATH")
+    parts = [Path(rest) / "train", Path(rest) / "test"]
+    if not all(part.exists() for part in parts):
+        return folder_files(rest)
+    names, train, _ = listing(parts[0])
+    return (*train, *listing(parts[1], names)[1])
 
 
 def subset(data: Dataset, limit: int | None, seed: int = 0) -> Dataset:
