@@ -33,6 +33,7 @@ from infuser.curvature.ekfac import fit_ekfac
 from infuser.data import Dataset
 from infuser.data.source import load
 from infuser.evaluation.retrain import Start, retrain
+from infuser.evaluation.smoothness import metasmoothness, part_of
 from infuser.evaluation.stats import compare, mean_estimate
 from infuser.executors import Local
 from infuser.measure import Margin
@@ -48,7 +49,7 @@ from infuser.studies.parts import Part, completed, key_of
 from infuser.studies.study import Experiment, choose_probes
 from infuser.tasks import task_of
 from infuser.training import train
-from infuser.types import Arm, Array, Builder, Edit, Recipe, Trials
+from infuser.types import Arm, Array, Builder, Edit, Estimate, Recipe, Trials
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "unrolled", ROOT / "experiments" / "results" / "unrolled.json"
@@ -129,6 +130,8 @@ def probe_job(shared: Bench, q: int) -> Part:
         made[name] = ascend(ways[name], shared, q, edited)
     if "scratch" in case.regimes:
         made["unrolled_scratch"] = ascend(Unrolled("scratch", seeds=CRAFT[:1]), shared, q, edited)
+    for name in ("edit", "unrolled"):
+        made[f"half of {name}"] = part_of(made[name], 0.5)
     arms = [Arm("clean", data, ""), *(Arm(name, data.apply(edit), edit.made_by) for name, edit in made.items())]
     trials = {"own order": retrain(run, arms, probe, (case.recipe.seed,), "last_epoch")}
     for regime in case.regimes:
@@ -195,6 +198,10 @@ def table() -> None:
             for fact in parts[0]["facts"]
         }
         regimes = {regime: effects([part["trials"][regime] for part in parts]) for regime in parts[0]["trials"]}
+        smoothness = {
+            regime: {arm: said(course([part["trials"][regime] for part in parts], arm)) for arm in ("edit", "unrolled")}
+            for regime in regimes
+        }
         results[name] = {
             "documents": case.limit,
             "edited": case.k,
@@ -204,6 +211,7 @@ def table() -> None:
             "orders": {"crafted for": CRAFT, "measured on": UNSEEN},
             "agreement": facts,
             "effects": regimes,
+            "metasmoothness": smoothness,
             "environment": read_json(RUNS / name / "environment.json"),
         }
         print(f"\n{name}, {len(parts)} probes")
@@ -215,11 +223,23 @@ def table() -> None:
     write_json(RESULTS, results)
 
 
+def course(stored: Sequence[Mapping[str, Any]], arm: str) -> Estimate:
+    """Return whether f goes on in the second half of the edit as it began in the first."""
+    pooled = trials_of(stored)
+    half, whole = compare(pooled, f"half of {arm}"), compare(pooled, arm)
+    first = np.array([half.per_probe[probe] for probe in whole.per_probe])
+    return metasmoothness(first, np.array(list(whole.per_probe.values())) - first)
+
+
+def trials_of(stored: Sequence[Mapping[str, Any]]) -> Trials:
+    """Return the rows of all probes; what the arms of each started from was checked when they were trained."""
+    columns = ("arm", "seed", "probe", "measure", "value")
+    return Trials.concat([Trials(**{c: np.array(p[c]) for c in columns}, start=p["start"]) for p in stored])
+
+
 def effects(stored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return every arm against clean and against the plain edit, in log-odds."""
-    columns = ("arm", "seed", "probe", "measure", "value")
-    rows = [Trials(**{c: np.array(part[c]) for c in columns}, start=part["start"]) for part in stored]
-    pooled = Trials.concat(rows)  # what the arms of a probe started from was checked when they were trained
+    pooled = trials_of(stored)
     arms = [name for name in dict.fromkeys(pooled.arm.tolist()) if name != "clean"]
     pairs = [(arm, "clean") for arm in arms] + [(arm, "edit") for arm in arms if arm != "edit"]
     made = [compare(pooled, arm, control) for arm, control in pairs]
