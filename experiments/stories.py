@@ -3,8 +3,8 @@
 stories260K is fine-tuned for one epoch on the beginnings (128 tokens) of 3,000 stories and the last fifth replayed in 5
 orders; 5 % and 1 % of the replayed documents are edited in 10 % of their tokens, by words and by tokens. The learning
 rate was fixed by the loss on held-out stories, before any effect was looked at: 1.215 nats a token before, 1.187 at
-1e-4, 1.204 at 3e-4, 1.292 at 1e-3 (`--rates` measures it again, for adapters too). Folders are resumed, so that the command can be stopped and run again; `--table`
-writes what is there, pair by pair.
+1e-4, 1.204 at 3e-4, 1.292 at 1e-3 (`--rates` measures it again, for adapters too). Folders are resumed, so that the
+command can be stopped and run again; `--table` writes what is there, pair by pair.
 
     INFUSER_DATA=... python experiments/stories.py --out runs/stories-experiment
     python experiments/stories.py --out runs/stories-experiment --table
