@@ -6,8 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +65,38 @@ def test_a_pool_is_set_up_again_for_what_was_not_finished(tmp_path: Path) -> Non
         mark.unlink()
     with pytest.raises(InfuserError, match="worker process died"):
         list(Pool(1, retries=1, backoff=0.01).map(partial(_once_killed, tmp_path), range(2)))
+
+
+def _sleep(folder: Path, job: int) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(300)
+
+
+def test_workers_do_not_outlive_their_driver(tmp_path: Path) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "from functools import partial\nfrom pathlib import Path\nfrom infuser.executors import Pool\n"
+        "from tests.test_executors import _sleep\n"
+        f"if __name__ == '__main__':\n    job = partial(_sleep, Path({str(tmp_path / 'pids')!r}))\n"
+        "    list(Pool(1).map(job, [1, 2, 3]))\n"
+    )
+    (tmp_path / "pids").mkdir()
+    root = str(Path(__file__).parents[1])
+    driver = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": root})
+    try:
+        pids = _until(lambda: [int(path.name) for path in (tmp_path / "pids").iterdir()])
+        driver.kill()
+        driver.wait()
+        assert _until(lambda: not Path(f"/proc/{pids[0]}").exists())
+    finally:
+        driver.kill()
+
+
+def _until(look: Callable[[], Any], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while not (seen := look()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return seen
 
 
 def test_a_script_without_a_guard_is_an_error_and_no_hang(tmp_path: Path) -> None:

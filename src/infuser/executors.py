@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle  # noqa: TID251 - a pool pickles whatever it ships; nothing from outside is read
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -147,9 +149,19 @@ _worker: dict[str, Any] = {}  # of a worker process, filled by _begin; the paren
 def _begin(shared: str, threads: int) -> None:
     import torch
 
+    # A pool's worker holds both ends of its queue, so that nothing tells it that the driver was killed: it would work
+    # through what is queued, and then wait for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with open(shared, "rb") as file:
         _worker["fn"] = pickle.load(file)  # noqa: S301 - written by the parent process a moment ago
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _work(job: Any) -> Any:
