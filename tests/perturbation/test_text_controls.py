@@ -51,6 +51,16 @@ def test_swap_writes_the_target_in_the_documents_that_hold_most_of_the_probe() -
     assert len(swap(data, CODEC, "dog", "cat", 5, tokens=3)) == 1
 
 
+def test_a_swap_at_equal_tokens_takes_as_many_documents_as_fit_the_budget() -> None:
+    data = text_dataset(["cat cat cat", "a cat cat", "Tom cat", "cat sun", "hen"], CODEC, 40)
+    taken = {}
+    for budget in (12, 15, 17, 18, 21, 99):  # of 3 characters a word: 9, then 6, 3 and 3
+        made = swap(data, CODEC, "dog", "cat", len(data), tokens=budget)
+        taken[budget] = len(made)
+        assert (made.before != made.after).sum() <= budget
+    assert taken == {12: 1, 15: 2, 17: 2, 18: 3, 21: 4, 99: 4}
+
+
 @pytest.mark.parametrize("mode", ["word", "token"])
 def test_a_clean_rewrite_changes_as_many_tokens_at_random(mode: str) -> None:
     main = edit(mode)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.data.text import PAD, Codec
-from infuser.data.words import Word, occurrences, replaced
+from infuser.data.words import Word, in_place, occurrences, replaced
 from infuser.errors import InfuserError
 from infuser.params import trainable
 from infuser.perturbation.substitutions import Lexicon, Substitution, sites
@@ -77,11 +77,12 @@ def swap(
         cut: see showing.
     """
     shown = showing(data, codec, target, probe, cut=cut)
-    places, size = _places(data, codec, probe), len(codec.encode("a " + target)) - len(codec.encode("a"))
+    places = _places(data, codec, probe)
     kept: list[int] = []
     used = 0
     for i in shown.ids[:k].tolist():
-        used += size * len(places[i])
+        row = data.inputs[data.positions([i])[0]]
+        used += sum(len(in_place(row, word, target, codec) or ()) for word in places[i])
         if tokens is not None and used > tokens and kept:
             break
         kept.append(i)
