@@ -79,9 +79,13 @@ class Started:
         self.wait()
         return True
 
+    def below(self, *names: str) -> list[int]:
+        """Return the processes below whose command holds one of these names."""
+        return [pid for pid in descendants(self.process.pid) if any(name in command_of(pid) for name in names)]
+
     def kill_below(self, rng: random.Random, *names: str) -> bool:
         """Kill one of the processes below whose command holds one of these names; whether there was one."""
-        found = [pid for pid in descendants(self.process.pid) if any(name in command_of(pid) for name in names)]
+        found = self.below(*names)
         if not found:
             return False
         try:
