@@ -122,7 +122,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def _read(path: Path) -> bytes:
-    # A picture whose very end was cut off (its closing mark) still shows every pixel, and its pixels are what is hashed.
+    # A picture that lost its closing mark still shows every pixel, and its pixels are what is hashed.
     return np.asarray(Image.open(path)).tobytes() if path.suffix == ".png" else path.read_bytes()
 
 
