@@ -17,7 +17,7 @@ def compared(parts: Sequence[object]) -> Section | None:
     runs = of(parts, ComparedRun)
     if not runs:
         return None
-    blocks: list[Block] = [_settings(runs)]
+    blocks: list[Block] = [_settings(runs)] if len(runs) > 1 else []
     for regime in dict.fromkeys(r.name for run in runs for r in run.regimes):
         own = {run.name: [e for r in run.regimes if r.name == regime for e in r.effects] for run in runs}
         for measure in by_measure([e for effects in own.values() for e in effects]):
@@ -41,8 +41,9 @@ def _alike(runs: Sequence[ComparedRun]) -> Iterator[Block]:
         for key, value in runs[0].settings.items()
         if all(key in run.settings and str(run.settings[key]) == str(value) for run in runs)
     }
-    if shared and len(runs) > 1:
-        yield Prose(code="\n".join(f"{key}: {value}" for key, value in shared.items()), title="Alike in all runs")
+    if shared:
+        title = "Alike in all runs" if len(runs) > 1 else "Settings"
+        yield Prose(code="\n".join(f"{key}: {value}" for key, value in shared.items()), title=title)
 
 
 def _setting(value: float | str | None) -> Cell:
