@@ -77,6 +77,17 @@ class _Losing(_Counting):
             yield from super().map(fn, [job])
 
 
+class _Wide(_Losing):
+    """Has three jobs running at a time, and loses all of them with the one that is given up, as a pool does."""
+
+    def map(self, fn: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+        todo = list(jobs)
+        for at, job in enumerate(todo):
+            if any(other[2] in self.probes for other in todo[at : at + 3]):
+                raise InfuserError("a worker process died")
+            yield from _Counting.map(self, fn, [job])
+
+
 def test_a_point_is_what_a_run_of_its_settings_is(tmp_path: Path) -> None:
     sweep = read_sweep(_config(tmp_path))
     run_sweep(sweep, tmp_path / "sweep", Local(1))
@@ -141,6 +152,14 @@ def test_a_job_that_the_executor_gives_up_fails_alone(tmp_path: Path) -> None:
     assert status(out)["done"] == 4
     with pytest.raises(InfuserError, match="worker process died"):
         run_sweep(sweep, tmp_path / "lost", _Losing(-1, 0, 1))
+
+
+def test_a_job_that_takes_others_along_is_the_one_to_blame(tmp_path: Path) -> None:
+    results = run_sweep(read_sweep(_config(tmp_path)), tmp_path / "sweep", _Wide(1))
+    assert len(results["failed"]) == 2
+    assert status(tmp_path / "sweep")["done"] == 4
+    held = [json.loads(p.read_text()) for p in (tmp_path / "sweep").glob("points/*/parts/*.json")]
+    assert sum("clean" in part["trials"]["last_epoch"]["arm"] for part in held) == 2
 
 
 def test_a_point_that_cannot_be_prepared_fails_alone(tmp_path: Path) -> None:

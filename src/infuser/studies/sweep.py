@@ -217,18 +217,21 @@ def _outcomes(runner: Executor, fn: Any, todo: Sequence[Job]) -> Iterator[tuple[
     Raises:
         InfuserError: the executor gives up one job after another.
     """
-    left, lost = list(todo), 0
+    left, lost, alone = list(todo), 0, False
     while left:
-        results = runner.map(fn, tuple(left))  # a copy: an executor may read its jobs one by one
+        results = runner.map(fn, tuple(left[:1] if alone else left))  # a copy: an executor may read its jobs one by one
         try:
             for outcome in results:
-                lost = 0
+                lost, alone = 0, False
                 yield left.pop(0), outcome
         except InfuserError as error:
-            lost += 1
+            if not alone:
+                # Several jobs were running, so that it need not be the first of those left that took a worker along.
+                alone = True
+                continue
+            lost, alone = lost + 1, False
             if lost >= _IN_A_ROW:
                 raise
-            # Results come in order, so that it is the first of those left that the executor could not give.
             yield left.pop(0), Failed(f"{error}\n")
 
 
