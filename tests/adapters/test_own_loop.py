@@ -83,3 +83,9 @@ def test_more_steps_than_announced_are_refused() -> None:
 def test_ids_that_are_not_there_are_refused() -> None:
     with pytest.raises(InfuserError, match="id"):
         inf.adapters.Watch(model(), DATA, [], 1)([99], lr=0.1)
+
+
+@pytest.mark.parametrize(("ids", "lr"), [([], 0.1), ([0, 1], -0.1), ([0, 1], float("nan"))])
+def test_a_step_that_would_spoil_mu_is_refused(ids: list[int], lr: float) -> None:
+    with pytest.raises(InfuserError, match="out of range"):
+        inf.adapters.Watch(model(), DATA, [], 1)(ids, lr=lr)

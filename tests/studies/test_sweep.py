@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import infuser.studies.study as base
 import infuser.studies.sweep as study
 from infuser.cli import app
 from infuser.errors import InfuserError
@@ -21,6 +23,7 @@ from infuser.studies.parts import Part
 from infuser.studies.study import Experiment
 from infuser.studies.sweep import read_sweep, run_sweep
 from infuser.studies.sweep_table import status, sweep_summary
+from infuser.studies.verify import verify_run
 
 TINY: dict[str, Any] = {
     "like": "digits",
@@ -114,6 +117,28 @@ def test_a_finished_job_is_not_run_again(tmp_path: Path) -> None:
     run_sweep(sweep, out, second, resume=True)
     assert second.jobs == [(name, "clean", -1)]
     assert (out / "results.json").read_bytes() == before
+
+
+def test_a_sweep_verifies_whatever_it_names_and_misses_no_point(tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    run_sweep(read_sweep(_config(tmp_path, grid={"k": [2, 3]}, probes=1)), out, Local(1))  # the radius is the default
+    assert not [finding for finding in verify_run(out) if finding.wrong]
+    gone = sorted((out / "points").iterdir())[0]
+    shutil.rmtree(gone)
+    assert [wrong for finding in verify_run(out) for wrong in finding.wrong] == [f"{gone.name}: missing"]
+
+
+def test_a_point_is_linked_to_the_run_that_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, out = read_sweep(_config(tmp_path, grid={"k": [2]}, probes=1)), tmp_path / "sweep"
+    run_sweep(sweep, out, Local(1))
+    before = set((out / "base").iterdir())
+    real = base.environment()
+    newer = {**real, "packages": {**real["packages"], "pillow": "99"}}
+    monkeypatch.setattr(base, "environment", lambda: newer)
+    run_sweep(sweep, out, Local(1), resume=True)
+    (made,) = set((out / "base").iterdir()) - before
+    (link,) = out.glob("points/*/checkpoints/main")
+    assert link.resolve() == made.resolve()
 
 
 def test_one_failure_is_listed_with_its_log_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +235,8 @@ def test_the_command_line_runs_shows_and_resumes(tmp_path: Path) -> None:
         ({"grid": {"k.x": [4]}}, "point k.x=4: k in k.x is a value"),
         ({"grid": {"k": [0]}}, "point k=0: .*k"),
         ({"grid": {"k": [3, 3]}}, "same settings"),
+        ({"grid": {"radius": [4, 4.0]}}, "same settings"),
+        ({"grid": {}, "list": [{}, {"radius": 16}]}, "same settings"),  # the default
         ({"list": [{"radius": 4}]}, "both in grid and in list"),
         ({"grid": {"k": list(range(101)), "steps": list(range(101))}}, "too many points"),
         ({"grid": {"recipe.threads": [1, 2]}}, "same threads"),

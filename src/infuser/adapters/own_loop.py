@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from infuser.checkpoints import Run, with_traces
 from infuser.data.dataset import Dataset
-from infuser.errors import InfuserError
+from infuser.errors import InfuserError, require
 from infuser.tasks import task_of
 from infuser.training import Moment, Observer, _untouched
 from infuser.types import Array, Recipe
@@ -51,7 +52,7 @@ class Watch:
             lr: the learning rate of the step that follows.
 
         Raises:
-            InfuserError: more steps than were announced, or unknown ids.
+            InfuserError: more steps than were announced, an empty batch, unknown ids, or a rate that is none.
         """
         if self._done >= self._steps:
             remedy = "pass the number of optimiser steps of the whole training"
@@ -59,6 +60,8 @@ class Watch:
                 "training goes on beyond the announced steps", got=self._done + 1, expected=self._steps, remedy=remedy
             )
         chosen = ids.tolist() if isinstance(ids, torch.Tensor) else [int(i) for i in ids]
+        require("lr", lr, isfinite(lr) and lr >= 0, "at least 0")
+        require("ids", chosen, bool(chosen), "the documents of the batch")
         device = next(self._model.parameters()).device
         batch = self._data.batch(self._data.positions(chosen), str(device))
         self._batch_size = max(self._batch_size, len(chosen))

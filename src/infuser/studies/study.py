@@ -255,6 +255,8 @@ def _base(
     key = key_of({**of, "data": data.content_hash})
     where = place if common.folder is None else common.folder / key
     run: Run = common.once(lambda: train(builder, data, settings.recipe, folder=where), "run", key)
+    if place.is_symlink() and place.resolve() != where.resolve():
+        place.unlink()  # to the run of other data or packages
     if where != place and not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         # Relative, so that the whole can be moved. Where links are unknown, what needs the run trains it again.

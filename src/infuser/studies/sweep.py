@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from infuser.config import dump, merge, override, read_yaml, replaced
+from infuser.config import canonical, dump, merge, override, read_yaml, replaced
 from infuser.errors import InfuserError, listed
 from infuser.executors import Executor, Pool, torch_threads
 from infuser.progress import track
@@ -111,11 +111,13 @@ def read_sweep(path: str | Path, changes: Sequence[str] = (), data_folder: str |
     values = override(values, changes)
     points: dict[str, Experiment] = {}
     all_changes: dict[str, dict[str, Any]] = {}
+    seen: set[str] = set()  # not by name: a radius of 8 is one of 8.0, and of the base where that says so
     for change in _combinations(grid, entries):
         settings = _point(values, change, data_folder)
         name = _name(change, settings)
-        if name in points:
+        if dump(settings) in seen:
             raise InfuserError("two points of the sweep have the same settings", got=_said(change))
+        seen.add(dump(settings))
         points[name], all_changes[name] = settings, change
     threads = sorted({threads_of(settings) for settings in points.values()})
     if len(threads) > 1:
@@ -318,7 +320,8 @@ def _point(values: Mapping[str, Any], change: Mapping[str, Any], data_folder: st
     try:
         for path, value in change.items():
             values = replaced(values, path, value)
-        settings = settings_from(values, (), data_folder)
+        # Keys and files are those of `infuser run` with these settings, and read back as they were written.
+        settings = canonical(settings_from(values, (), data_folder))
     except InfuserError as error:
         raise InfuserError(
             f"point {_said(change)}: {error.fact}", got=error.got, expected=error.expected, remedy=error.remedy

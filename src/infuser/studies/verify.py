@@ -66,9 +66,12 @@ def verify_run(folder: Path, *, allow_code: bool = False) -> list[Finding]:
         InfuserError: the folder holds neither, or its data cannot be loaded.
     """
     if (folder / "sweep.json").exists():
-        points = sorted(path for path in (folder / "points").iterdir() if path.is_dir())
-        found = [(point, finding) for point in points for finding in verify_run(point, allow_code=allow_code)]
-        return [Finding(f"{point.name}: {each.what}", each.checked, each.wrong) for point, each in found]
+        named = {name: folder / "points" / name for name in sorted(read_json(folder / "sweep.json")["points"])}
+        missing = tuple(f"{name}: missing" for name, point in named.items() if not (point / "config.yaml").exists())
+        there = [point for point in named.values() if (point / "config.yaml").exists()]
+        found = [(point, finding) for point in there for finding in verify_run(point, allow_code=allow_code)]
+        of_points = [Finding(f"{point.name}: {each.what}", each.checked, each.wrong) for point, each in found]
+        return [Finding("every point of the sweep has its folder", len(named), missing), *of_points]
     settings = stored_settings(folder)
     data, test = load(settings.data, settings.data_folder, limit=settings.limit)
     try:
