@@ -390,6 +390,18 @@ def test_runs_are_compared_side_by_side() -> None:
     assert page.faults == []
 
 
+@pytest.mark.usefixtures("light")
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(("a", "b"), [("The runs have the same settings.", ""), ("", "Alike in all runs")]), (("a",), [("", "Settings")])],
+)
+def test_runs_of_the_same_settings_have_no_table_of_differences(names, expected) -> None:
+    [section] = sections(rep.compare_results(dict.fromkeys(names, material.results()), dict.fromkeys(names, {"k": 28})))
+    prose = [block for block in section.blocks if isinstance(block, Prose)]
+    assert [(" ".join(block.paragraphs), block.title) for block in prose] == expected
+    assert prose[-1].code == "k: 28"
+
+
 def test_audits_are_compared_by_their_recall() -> None:
     audit = {
         "n": 100, "dataset": "digits", "model": "simple_cnn", "ranked_by": "loss", "suspects": [], "planted": None,

@@ -31,8 +31,10 @@ def compared(parts: Sequence[object]) -> Section | None:
 def _settings(runs: Sequence[ComparedRun]) -> Block:
     columns = tuple(dict.fromkeys(key for run in runs for key in run.settings))
     differ = [c for c in columns if len({str(run.settings.get(c)) for run in runs}) > 1]
+    if not differ:
+        return Prose(("The runs have the same settings.",))
     rows = tuple((Cell(run.name), *(_setting(run.settings.get(c)) for c in differ)) for run in runs)
-    return Table("Settings that differ" if differ else "The settings are alike", ("run", *differ), rows, tool=True)
+    return Table("Settings that differ", ("run", *differ), rows, tool=True)
 
 
 def _alike(runs: Sequence[ComparedRun]) -> Iterator[Block]:
