@@ -396,7 +396,8 @@ def test_runs_are_compared_side_by_side() -> None:
     [(("a", "b"), [("The runs have the same settings.", ""), ("", "Alike in all runs")]), (("a",), [("", "Settings")])],
 )
 def test_runs_of_the_same_settings_have_no_table_of_differences(names, expected) -> None:
-    [section] = sections(rep.compare_results(dict.fromkeys(names, material.results()), dict.fromkeys(names, {"k": 28})))
+    results, configs = {name: material.results() for name in names}, {name: {"k": 28} for name in names}
+    [section] = sections(rep.compare_results(results, configs))
     prose = [block for block in section.blocks if isinstance(block, Prose)]
     assert [(" ".join(block.paragraphs), block.title) for block in prose] == expected
     assert prose[-1].code == "k: 28"
