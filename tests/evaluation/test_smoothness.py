@@ -7,6 +7,7 @@ import pytest
 
 from infuser.errors import InfuserError
 from infuser.evaluation.smoothness import metasmoothness, part_of
+from infuser.evaluation.stats import Bootstrap
 from infuser.perturbation.balls import Linf
 from infuser.types import Edit
 
@@ -62,6 +63,13 @@ def test_a_line_is_smooth_and_a_rough_function_is_not():
     low, high = rough.interval
     assert low < 0 < high
     assert high < 0.4
+
+
+def test_noise_alone_is_at_minus_a_half():
+    clean, half, whole = np.random.default_rng(3).normal(size=(3, 4000))
+    low, high = metasmoothness(half - clean, whole - half, Bootstrap(resamples=200)).interval
+    assert low < -0.5 < high
+    assert high < -0.4
 
 
 def test_intervals_cover_the_truth():
