@@ -35,7 +35,7 @@ def metasmoothness(first: Array, second: Array, bootstrap: Bootstrap | None = No
     turns.
 
     What the half-way training has of chance is in a_q and, with the other sign, in b_q: where f does nothing but
-    jitter the value is near -1/2 and not 0, so that a value below 0 tells of a turn only if a_q is well above the noise.
+    jitter the value is near -1/2, not 0, so that a value below 0 tells of a turn only if a_q is well above the noise.
 
     Args:
         first: (n,) a_q, one value a probe: the mean over seeds of arm minus clean.
