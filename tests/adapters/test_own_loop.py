@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -78,6 +79,25 @@ def test_more_steps_than_announced_are_refused() -> None:
         watch(DATA.ids[:4], lr=0.1)
     with pytest.raises(InfuserError, match="steps is out of range"):
         inf.adapters.Watch(model(), DATA, [], 0)
+
+
+def test_fewer_steps_than_announced_are_told() -> None:
+    net, finder = model(), inf.FInfluence(every=1, partners=24)
+    watch = inf.adapters.Watch(net, DATA, [finder.observer(DATA)], steps=22)
+    for step in range(22):
+        if step == 21:
+            with pytest.warns(UserWarning, match="announced to take 22 steps and took 21"):
+                watch.run()
+        watch(DATA.ids[:8], lr=LR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        watch.run()
+
+
+def test_models_in_other_precisions_are_refused() -> None:
+    finder = inf.FInfluence()
+    with pytest.raises(InfuserError, match=r"observers compute in float32.*parameters of bfloat16"):
+        inf.adapters.Watch(model().bfloat16(), DATA, [finder.observer(DATA)], STEPS)
 
 
 def test_ids_that_are_not_there_are_refused() -> None:

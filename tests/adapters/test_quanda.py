@@ -52,6 +52,13 @@ def test_self_influence_is_the_diagonal_of_explaining_every_document() -> None:
     assert (everything.diag() >= 0).all()
 
 
+@pytest.mark.parametrize("labels", [[0, 3], [0, -1], [0]])
+def test_labels_that_do_not_fit_are_refused(labels: list[int]) -> None:
+    trained = run()
+    with pytest.raises(InfuserError, match="targets"):
+        inf.adapters.Explainer(method(trained, DATA), trained, DATA).explain([x for x, _ in FLOATS[:2]], labels)
+
+
 def test_inputs_of_another_shape_are_refused() -> None:
     trained = run()
     with pytest.raises((InfuserError, RuntimeError)):

@@ -125,7 +125,27 @@ def test_a_sweep_verifies_whatever_it_names_and_misses_no_point(tmp_path: Path) 
     assert not [finding for finding in verify_run(out) if finding.wrong]
     gone = sorted((out / "points").iterdir())[0]
     shutil.rmtree(gone)
-    assert [wrong for finding in verify_run(out) for wrong in finding.wrong] == [f"{gone.name}: missing"]
+    table = [f"{name} is not what the points give" for name in ("results.json", "table.csv")]
+    assert [wrong for finding in verify_run(out) for wrong in finding.wrong] == [f"{gone.name}: missing", *table]
+
+
+@pytest.mark.parametrize("name", ["table.csv", "results.json"])
+def test_a_sweep_verifies_its_table(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    run_sweep(read_sweep(_config(tmp_path)), out, Local(1))
+    path = out / name
+    path.write_text(path.read_text().replace("noise", "clean", 1))
+    assert [line for finding in verify_run(out) for line in finding.wrong] == [f"{name} is not what the points give"]
+
+
+def test_commands_for_a_run_say_what_to_do_with_a_sweep(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_sweep(read_sweep(_config(tmp_path)), out, Local(1))
+    for command in ("report", "replay"):
+        told = CliRunner().invoke(app, [command, str(out)])
+        assert told.exit_code == 2
+        assert "this folder is a sweep of many runs" in told.output
+        assert f"infuser {command}" in told.output
 
 
 def test_a_point_is_linked_to_the_run_that_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ class Watch:
     def __init__(self, model: nn.Module, data: Dataset, observers: Sequence[Observer], steps: int) -> None:
         if steps < 1:
             raise InfuserError("steps is out of range", got=steps, expected="at least 1")
+        kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype != torch.float32}
+        if kinds:
+            raise InfuserError(
+                "observers compute in float32", got=f"parameters of {', '.join(sorted(kinds))}",
+                remedy="watch the float32 model: train it under torch.autocast, or keep a float32 copy of the weights",
+            )  # fmt: skip
         self._model, self._data, self._observers, self._steps = model, data, tuple(observers), steps
         self._task, self._done, self._batch_size = task_of(data), 0, 1
 
@@ -75,7 +82,13 @@ class Watch:
         self._done += 1
 
     def run(self) -> Run:
-        """Return the run of the model as it is now, with what the observers recorded."""
+        """Return the run of the model as it is now, with what the observers recorded.
+
+        Warns where training ended before the announced steps: which of them are recorded was spread over all.
+        """
+        if self._done < self._steps:
+            text = f"training was announced to take {self._steps} steps and took {self._done}: the rest is not recorded"
+            warnings.warn(text, stacklevel=2)
         builder = Copy(deepcopy(self._model).cpu())
         weights = {name: value.detach().cpu().clone() for name, value in self._model.state_dict().items()}
         run = Run.from_weights(builder, weights, self._data, recipe=Recipe(batch_size=self._batch_size))

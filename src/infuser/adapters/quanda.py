@@ -20,6 +20,7 @@ from infuser.adapters.own_loop import Copy
 from infuser.attribution.attribute import Attributor, attribute
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
+from infuser.errors import require
 from infuser.measure import LogProb, Losses
 from infuser.types import Array, Measurement
 
@@ -52,9 +53,12 @@ class Explainer:
             targets: (tests,) the labels that are explained.
 
         Raises:
-            InfuserError: inputs of another shape than the training documents'.
+            InfuserError: inputs of another shape than the training documents', or labels that do not fit.
         """
         labels = np.asarray([int(y) for y in targets], dtype=np.int64)
+        require("targets", len(labels), len(labels) == len(test_data), f"one label for each of {len(test_data)} tests")
+        known = bool(((labels >= 0) & (labels < self.data.n_outputs)).all())
+        require("targets", sorted(set(labels.tolist())), known, f"0 to {self.data.n_outputs - 1}")
         inputs = [x.detach().cpu() if isinstance(x, Tensor) else x for x in test_data]
         documents = Dataset.from_torch(list(zip(inputs, labels, strict=True)), classes=self.data.classes, name="tests")
         scores = attribute(self.method, self.run, self.data, self.measure(documents, labels))

@@ -9,6 +9,7 @@ from infuser.config import read_yaml
 from infuser.errors import InfuserError, listed
 from infuser.report import compare_results, report
 from infuser.storage import read_json
+from infuser.studies.sweep_table import refuse_sweep
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> Path:
@@ -22,6 +23,8 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     given = [folder.resolve() for folder in folders]
     if len(set(given)) != len(given):
         raise InfuserError("a run folder is given twice", got=listed([str(folder) for folder in folders]))
+    for folder in given:
+        refuse_sweep(folder, "report")
     names = _names(given)
     results = {name: read_json(folder / "results.json") for name, folder in names.items()}
     configs = {name: read_yaml(folder / "config.yaml") for name, folder in names.items()}

@@ -141,21 +141,23 @@ def _reloaded(edit: Edit, data: Dataset) -> Edit:
 
 def jobs_of(study: Study) -> tuple[dict[str, int], dict[str, str]]:
     """Return the jobs of a study, name -> number of the probe, and under which key each is kept."""
-    return keyed_jobs(study.settings, study.data, study.runs, study.probes.queries, environment())
+    data = (study.data, study.test)
+    return keyed_jobs(study.settings, data, study.runs, study.probes.queries, environment())
 
 
 def keyed_jobs(
     settings: Experiment,
-    data: Dataset,
+    data: tuple[Dataset, Dataset],
     runs: Sequence[tuple[str, Run]],
     queries: Sequence[str],
     made_with: Mapping[str, Any],
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """Return the jobs and keys of a study of these queries, made in the environment `made_with`."""
+    """Return the jobs and keys of a study of these (training, test) data, made in the environment `made_with`."""
     names = ["clean", *(f"probe-{name.replace('->', '-')}" for name in queries)]
     jobs = dict(zip(names, range(-1, len(queries)), strict=True))
     weights = {name: run.checkpoints[-1].content_hash for name, run in runs}
-    shared = {**determinants(settings, made_with), "data": data.content_hash, "weights": weights}
+    hashes = {"data": data[0].content_hash, "test": data[1].content_hash}
+    shared = {**determinants(settings, made_with), **hashes, "weights": weights}
     return jobs, {name: key_of({**shared, "job": name}) for name in jobs}
 
 

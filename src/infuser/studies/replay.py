@@ -16,6 +16,7 @@ from infuser.errors import InfuserError
 from infuser.storage import read_json
 from infuser.studies.environment import environment
 from infuser.studies.presets import STUDIES, Settings, run_study
+from infuser.studies.sweep_table import refuse_sweep
 from infuser.studies.verify import largest
 
 _FILES = ("results.json", "trials.parquet", "scores.parquet")
@@ -57,6 +58,7 @@ def replay_run(folder: Path, *, allow_code: bool = False) -> Replay:
     Raises:
         InfuserError: the folder holds no finished run.
     """
+    refuse_sweep(folder, "replay")
     for name in ("config.yaml", "results.json"):
         if not (folder / name).exists():
             raise InfuserError("this is not a finished run", got=f"{folder} without {name}", remedy="`infuser run`")

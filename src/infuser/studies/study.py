@@ -228,7 +228,7 @@ def prepare(
         for victim in settings.victims:
             place = where / victim.model.replace(":", "-")
             victims[victim.model], _ = _base(victim, data, place, common, allow_code)
-    aim = (base, settings.measure, settings.probes, settings.probe_seed)
+    aim = (base, test.content_hash, settings.measure, settings.probes, settings.probe_seed)
     probes = common.once(lambda: choose_probes(settings, run, test), "probes", aim)
     how = (base, settings.curvature, settings.fit_documents, settings.shards)
     with timed(timing, "curvature"):

@@ -41,6 +41,17 @@ def sweep_table(
     return {**found, "csv": file.getvalue()}
 
 
+def refuse_sweep(folder: Path, command: str) -> None:
+    """Raise where `folder` is a sweep, and the command wants a single run.
+
+    Raises:
+        InfuserError: it is one.
+    """
+    if (folder / "sweep.json").exists():
+        remedy = f"infuser {command} {folder / 'points' / 'POINT'}; infuser show {folder} names the points"
+        raise InfuserError("this folder is a sweep of many runs", got=str(folder), remedy=remedy)
+
+
 def status(folder: Path) -> dict[str, Any]:
     """Return how many jobs of a sweep are done, running and failed, by what lies in its folder."""
     plan = read_json(folder / "sweep.json")

@@ -23,6 +23,7 @@ from infuser.studies.experiment import keyed_jobs
 from infuser.studies.parts import Part, stored
 from infuser.studies.results import all_effects, pooled_trials, write_trials
 from infuser.studies.study import Experiment, Start, Victim, builder_of, choose_probes
+from infuser.studies.sweep_table import sweep_table
 from infuser.types import Trials
 
 
@@ -66,12 +67,7 @@ def verify_run(folder: Path, *, allow_code: bool = False) -> list[Finding]:
         InfuserError: the folder holds neither, or its data cannot be loaded.
     """
     if (folder / "sweep.json").exists():
-        named = {name: folder / "points" / name for name in sorted(read_json(folder / "sweep.json")["points"])}
-        missing = tuple(f"{name}: missing" for name, point in named.items() if not (point / "config.yaml").exists())
-        there = [point for point in named.values() if (point / "config.yaml").exists()]
-        found = [(point, finding) for point in there for finding in verify_run(point, allow_code=allow_code)]
-        of_points = [Finding(f"{point.name}: {each.what}", each.checked, each.wrong) for point, each in found]
-        return [Finding("every point of the sweep has its folder", len(named), missing), *of_points]
+        return list(_of_sweep(folder, allow_code))
     settings = stored_settings(folder)
     data, test = load(settings.data, settings.data_folder, limit=settings.limit)
     try:
@@ -80,11 +76,43 @@ def verify_run(folder: Path, *, allow_code: bool = False) -> list[Finding]:
         return [Finding("checkpoints are those of their manifests, recipe and data", 0, (str(error),))]
     probes = choose_probes(settings, runs[0][1], test)
     made_with = read_json(folder / "environment.json")
-    keys = keyed_jobs(settings, data, runs, probes.queries, made_with)[1]
+    keys = keyed_jobs(settings, (data, test), runs, probes.queries, made_with)[1]
     it = _Opened(folder, settings, data, runs, keys, stored(folder, data, keys))
     count = sum(len(run.checkpoints) for _, run in runs)
     checks: Sequence[Callable[[_Opened], Finding]] = (_parts, _edits, _starts, _trials, _results)
     return [Finding("checkpoints are those of their manifests, recipe and data", count), *(c(it) for c in checks)]
+
+
+def _of_sweep(folder: Path, allow_code: bool) -> Iterator[Finding]:
+    """Yield what was checked of every point, and of the table that is made of them."""
+    changes = {name: point["changes"] for name, point in read_json(folder / "sweep.json")["points"].items()}
+    places = {name: folder / "points" / name for name in sorted(changes)}
+    missing = tuple(f"{name}: missing" for name, place in places.items() if not (place / "config.yaml").exists())
+    yield Finding("every point of the sweep has its folder", len(places), missing)
+    for name, place in places.items():
+        if (place / "config.yaml").exists():
+            for each in verify_run(place, allow_code=allow_code):
+                yield Finding(f"{name}: {each.what}", each.checked, each.wrong)
+    yield _table(folder, changes)
+
+
+def _table(folder: Path, changes: Mapping[str, Mapping[str, Any]]) -> Finding:
+    """The sweep's results.json and table.csv are what the results of its points give, in the order of its settings."""
+    what = "the sweep's table holds the effects of its points"
+    paths = {name: folder / "points" / name / "results.json" for name in changes}
+    try:
+        said = read_json(folder / "results.json")
+        ordered = {name: changes[name] for name in said["points"]}
+        found = {name: read_json(path) for name, path in paths.items() if path.exists()}
+        again = sweep_table(ordered, found, said["failed"])
+        text = again.pop("csv")
+        wrong = [f"{name} is not what the points give" for name, same in (
+            ("results.json", plain(again) == said),
+            ("table.csv", (folder / "table.csv").read_text(encoding="utf-8") == text),
+        ) if not same]  # fmt: skip
+    except (InfuserError, OSError, KeyError, TypeError) as error:
+        return Finding(what, 0, (f"{type(error).__name__}: {error}",))
+    return Finding(what, len(again["rows"]), tuple(wrong))
 
 
 def stored_settings(folder: Path) -> Experiment:
