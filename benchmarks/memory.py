@@ -10,14 +10,13 @@ imports, data, EK-FAC on 512 documents, the 64 directions, the scores. Written t
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from attribution_cost import documents
 
 import infuser as inf
 from infuser.storage import read_json, write_json
@@ -31,14 +30,6 @@ def peak_gb() -> float:
     """Return the largest resident size of this process so far, in 10^9 bytes."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def documents(n: int) -> inf.Dataset:
-    folder = os.environ.get("INFUSER_DATA")
-    if folder:
-        return inf.data.load("cifar10", folder, limit=n)[0]
-    rng = np.random.default_rng(0)
-    return inf.Dataset.from_arrays(rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, n))
 
 
 def main() -> None:

@@ -12,15 +12,17 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import yaml
 
 from infuser.storage import write_json
+from infuser.studies.environment import environment
 
 CONFIG = {
     "like": "digits",
@@ -57,6 +59,7 @@ def main() -> None:
     jobs = len(list((out / "local" / "points").glob("*/parts/*.json")))
     differ = [str(path) for name in ("ray", "ray-killed") for path in different(out / "local", out / name)]
     found = {"jobs": jobs, "workers_killed": kills, "seconds": seconds, "files_that_differ": differ}
+    found["environment"] = environment()
     write_json(Path(__file__).parent / "results" / "sweep.json", found)
     print(found)
     sys.exit(bool(differ) or jobs < 200 or kills < 2)
@@ -72,9 +75,8 @@ def run(config: Path, folder: Path, on: str, deaths: int) -> int:
         done = len(list(folder.glob("points/*/parts/*.json")))
         if done >= 40 * (killed + 1):
             time.sleep(rng.uniform(0, 1))
-            workers = [pid for pid in descendants(driver.pid) if command_of(pid).startswith("ray::_work")]
-            if workers:
-                os.kill(rng.choice(workers), signal.SIGKILL)
+            if workers := workers_of(driver.pid):
+                rng.choice(workers).kill()
                 killed += 1
         time.sleep(0.05)
     if driver.wait() != 0:
@@ -89,21 +91,15 @@ def different(one: Path, other: Path) -> list[Path]:
     return [other / name for name in names if (one / name).read_bytes() != (other / name).read_bytes()]
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the processes below one, the process itself not among them."""
-    try:
-        tasks = Path(f"/proc/{pid}/task").iterdir()
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:  # it has just ended
-        return []
-    return [p for child in children for p in (child, *descendants(child))]
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
+def workers_of(driver: int) -> list[psutil.Process]:
+    """Return the Ray workers below a process that are at a job."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(driver).children(recursive=True):
+            with suppress(psutil.Error):  # it has just ended
+                if " ".join(child.cmdline()).startswith("ray::_work"):
+                    found.append(child)
+    return found
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import yaml
 from PIL import Image
 
@@ -83,7 +85,13 @@ class Started:
 
     def below(self, *names: str) -> list[int]:
         """Return the processes below whose command holds one of these names."""
-        return [pid for pid in descendants(self.process.pid) if any(name in command_of(pid) for name in names)]
+        found = []
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with suppress(psutil.Error):  # it has just ended
+                    if any(name in " ".join(child.cmdline()) for name in names):
+                        found.append(child.pid)
+        return found
 
     def kill_below(self, rng: random.Random, *names: str) -> bool:
         """Kill one of the processes below whose command holds one of these names; whether there was one."""
@@ -97,21 +105,13 @@ class Started:
         return True
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the processes below one, the process itself not among them."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:  # it has just ended
-        return []
-    return [p for child in children for p in (child, *descendants(child))]
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
+def once_killed(folder: Path, job: int) -> int:
+    """Return the square of the job; kill the own process the first time that it is run."""
+    mark = folder / str(job)
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job * job
 
 
 def contents(folder: Path) -> dict[str, bytes]:

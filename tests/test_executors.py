@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 from infuser.errors import InfuserError
 from infuser.executors import Local, Pool
 from infuser.testing import check_executor
+from tests.processes import once_killed
 
 
 def _threads_and_product(shared: int, job: int) -> tuple[int, int]:
@@ -49,22 +49,13 @@ def test_a_worker_that_dies_is_an_error_that_names_the_remedy() -> None:
         list(Pool(1).map(_die, [1]))
 
 
-def _once_killed(folder: Path, job: int) -> int:
-    """Kill the own process the first time that a job is run."""
-    mark = folder / str(job)
-    if not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return job * job
-
-
 def test_a_pool_is_set_up_again_for_what_was_not_finished(tmp_path: Path) -> None:
     mends = Pool(1, retries=2, backoff=0.01)
-    assert list(mends.map(partial(_once_killed, tmp_path), range(2))) == [0, 1]
+    assert list(mends.map(partial(once_killed, tmp_path), range(2))) == [0, 1]
     for mark in tmp_path.iterdir():
         mark.unlink()
     with pytest.raises(InfuserError, match="worker process died"):
-        list(Pool(1, retries=1, backoff=0.01).map(partial(_once_killed, tmp_path), range(2)))
+        list(Pool(1, retries=1, backoff=0.01).map(partial(once_killed, tmp_path), range(2)))
 
 
 def _sleep(folder: Path, job: int) -> None:

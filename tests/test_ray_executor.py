@@ -19,6 +19,7 @@ import torch
 from infuser.errors import InfuserError
 from infuser.ray_executor import RayExecutor
 from infuser.testing import check_executor
+from tests.processes import once_killed
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'infuser[ray]'")
 
@@ -37,15 +38,6 @@ def executor() -> Iterator[RayExecutor]:
 def _threads_and_sum(shared: np.ndarray, job: int) -> tuple[int, float]:
     shared += 0  # what is shared may be written to, as in a process of one's own
     return torch.get_num_threads(), float(shared.sum()) * job
-
-
-def _once_killed(folder: Path, job: int) -> int:
-    """Kill the own process the first time that a job is run."""
-    mark = folder / str(job)
-    if not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return job * job
 
 
 def _always_killed(job: int) -> int:
@@ -87,7 +79,7 @@ def test_cores_are_not_shared(executor: RayExecutor) -> None:
 
 
 def test_a_job_that_dies_with_its_worker_is_run_again(executor: RayExecutor, tmp_path: Path) -> None:
-    assert list(executor.map(partial(_once_killed, tmp_path), range(2))) == [0, 1]
+    assert list(executor.map(partial(once_killed, tmp_path), range(2))) == [0, 1]
 
 
 class _Queue:
