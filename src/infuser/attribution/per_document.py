@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from infuser.curvature.collect import captures, verify
-from infuser.curvature.layers import Layer, find_layers
+from infuser.curvature.find import find_layers
+from infuser.curvature.layers import Layer
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
 from infuser.tasks import Task, task_of

@@ -3,9 +3,10 @@
 from infuser.curvature.collect import Captured, captures, collect, verify
 from infuser.curvature.dense import Dense, fit_dense
 from infuser.curvature.ekfac import fit_ekfac
+from infuser.curvature.find import find_layers
 from infuser.curvature.identity import Identity, identity
 from infuser.curvature.kfac import fit_kfac
-from infuser.curvature.layers import Layer, find_layers
+from infuser.curvature.layers import Layer
 from infuser.curvature.operator import KroneckerEigen, load_curvature, save_curvature
 
 __all__ = [

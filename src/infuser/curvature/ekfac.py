@@ -20,7 +20,8 @@ from infuser.curvature.factors import (
     reduce_squares,
     squares,
 )
-from infuser.curvature.layers import Layer, find_layers
+from infuser.curvature.find import find_layers
+from infuser.curvature.layers import Layer
 from infuser.curvature.operator import KroneckerEigen, Origin
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError

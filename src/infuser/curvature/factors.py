@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from infuser.checkpoints import Run
 from infuser.curvature.collect import Captured, captures
+from infuser.curvature.find import find_layers
 from infuser.curvature.forms import ConvForm, EmbeddingForm, LinearForm, Side
-from infuser.curvature.layers import Input, Layer, MatrixLayer, find_layers, matrix_form, outer
+from infuser.curvature.layers import Input, Layer, MatrixLayer, matrix_form, outer
 from infuser.curvature.operator import Block, eigenbasis
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from infuser.checkpoints import Run
-from infuser.curvature.layers import Layer, find_layers
+from infuser.curvature.find import find_layers
+from infuser.curvature.layers import Layer
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.storage import atomic_path, hash_file, read_json, write_json
