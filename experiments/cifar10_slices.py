@@ -49,6 +49,7 @@ RECIPES = {
     "simple_cnn": Recipe(lr=0.02, order="fixed", threads=1),
 }
 K, PROBES, PILOT, FITTED = 100, 20, 5, 4_000
+STEPS, POOL = 20, 3.0  # of the ascent in 8 bits, and of post_edit
 DEFAULT = Damping()
 DAMPINGS = (Damping(1e-8, "absolute"), Damping(0.01), Damping(0.1), Damping(1.0))
 Method = Literal["pgd", "noise", "insert_k", "gradient_matching"]
@@ -201,13 +202,13 @@ def _edit(spec: Spec, q: int) -> Edit:
         target = Influence(identity(run), Damping(0.0, "absolute")).direction(run, _log_prob(probe))
         ids = of_class(documents, int(np.asarray(probe.labels)[0]), K, q)
         return perturb(GradientMatching(ball, restarts=1), target, run, documents, ids=ids)
-    method = PGD(ball, 50, 0.255, storable=False) if spec.world == "original" else PGD(ball, steps=20)
+    method = PGD(ball, 50, 0.255, storable=False) if spec.world == "original" else PGD(ball, steps=STEPS)
     direction = influence_of(spec.model, spec.damping, spec.world).direction(run, probe)
     if spec.views != "none":
         plain = _edit_of(replace(spec, arm="edit", views="none"), q)
         method = replace(method, views=views_of(spec, probe))
         return perturb(method, direction, run, documents, ids=plain.ids)
-    select = "top" if spec.select == "top" else PostEdit(pool=3.0, screened=SCREENED)
+    select = "top" if spec.select == "top" else PostEdit(pool=POOL, screened=SCREENED)
     scores = scores_of(spec.model, spec.damping, spec.world)[q]
     return perturb(method, direction, run, documents, K, select=select, scores=scores, seed=q)
 
@@ -231,7 +232,8 @@ def views_of(spec: Spec, probe: LogProb | Margin) -> tuple[View, ...]:
 
 
 EPOCHS, SEEDS = (4, 6, 8), (1, 2)  # of views
-SCREENED = 9_000  # documents that post_edit takes document gradients of; all 45,000 cost twice a retraining
+# Documents that post_edit takes document gradients of: by count of passes, all would cost more than a retrained epoch.
+SCREENED = 9_000
 
 
 def _log_prob(probe: LogProb | Margin) -> LogProb:
@@ -292,7 +294,8 @@ def _told(job: Outcome) -> dict[str, Any]:
 
 def _key(spec: Spec, q: int) -> str:
     where = {"weights": _weights(spec.model, spec.world), "data": data(spec.world)[0].content_hash}
-    return key_of({"spec": asdict(spec), "q": q, **where, **_machine()})
+    fixed = {"k": K, "fitted": FITTED, "screened": SCREENED, "steps": STEPS, "pool": POOL, "views": (EPOCHS, SEEDS)}
+    return key_of({"spec": asdict(spec), "q": q, **fixed, **where, **_machine()})
 
 
 @cache
