@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from infuser.report.material import Detection, DetectorResult, Metric, Roc, Summary
-from infuser.report.reading import PERCENT, Reading, Results
+from infuser.report.reading import PERCENT, Reading, Results, interval_of
 from infuser.types import Estimate
 
 SHOWN = 0.1  # the depth at which recall is said in a sentence
@@ -63,8 +63,9 @@ def _recalled(results: Results) -> Iterator[str]:
 def _recall(row: Mapping[str, Any], results: Results) -> Metric:
     kind = results["recall"]["kind"].replace("_", " ")
     name = f"{row['detector']}: recall of planted {kind} in the first {100 * row['depth']:g}{PERCENT}"
-    ends = tuple(row["ci95"])
-    return Metric(name, Estimate(row["value"], ends, row["n"], tuple(row["seeds"]), "planted documents", "Wilson"))
+    return Metric(
+        name, Estimate(row["value"], interval_of(row), row["n"], tuple(row["seeds"]), "planted documents", "Wilson")
+    )
 
 
 def _detection(planted: Mapping[str, Any], results: Results) -> Detection:
@@ -90,6 +91,4 @@ def _detection(planted: Mapping[str, Any], results: Results) -> Detection:
 
 
 def _estimate(block: Mapping[str, Any], k: int) -> Estimate:
-    ends = block["ci95"]
-    interval = None if ends is None else (ends[0], ends[1])
-    return Estimate(block["value"], interval, k, (), "planted documents", block["method"])
+    return Estimate(block["value"], interval_of(block), k, (), "planted documents", block["method"])

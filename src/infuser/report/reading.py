@@ -47,10 +47,14 @@ def effect(
     unit: str = "probes",
 ) -> Effect:
     """Return an effect of its block: mean, ci95, p, n_probes."""
-    ends = block["ci95"]
-    interval = None if ends is None else (ends[0], ends[1])
-    estimate = Estimate(block["mean"], interval, block["n_probes"], tuple(seeds), unit)
+    estimate = Estimate(block["mean"], interval_of(block), block["n_probes"], tuple(seeds), unit)
     return Effect(arm, control, measure, estimate, block.get("p"), dict(points or {}))
+
+
+def interval_of(block: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the interval of a block's ci95, None where there is none."""
+    ends = block["ci95"]
+    return None if ends is None else (ends[0], ends[1])
 
 
 def main_effect(regime: Regime) -> Effect | None:
@@ -112,5 +116,4 @@ def share_of(part: float, whole: float) -> str:
 
 
 def _estimate(block: Mapping[str, Any], noun: str) -> Estimate:
-    ends = block["ci95"]
-    return Estimate(block["value"], None if ends is None else (ends[0], ends[1]), block["n"], unit_of_n=noun)
+    return Estimate(block["value"], interval_of(block), block["n"], unit_of_n=noun)
