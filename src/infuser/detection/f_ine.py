@@ -34,7 +34,7 @@ class FIne:
     target: Literal["itself", "measurement"] = "itself"
 
     def observers(self, data: Dataset, measurement: Measurement | None = None) -> tuple[Observer, ...]:
-        """Return the observer that records mu on the target; a recorded step costs some 3 forward passes over `data`.
+        """Return the observer that records mu on the target; a recorded step reads all of `data`.
 
         Raises:
             InfuserError: mu on a measurement is wanted, and none was given.

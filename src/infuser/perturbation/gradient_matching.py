@@ -39,7 +39,7 @@ class GradientMatching:
 
     With g the summed gradient, the cosine's slope by a document is grad_z <grad_theta L(z), w> with
     w = d cos / d g: the document gradient along w, which is taken as everywhere in this package. A step costs a full
-    gradient and two by the pixels, some 9 forward passes of the edited documents, times steps times restarts.
+    gradient and two by the pixels of the edited documents; there are steps times restarts of them.
 
     Args:
         ball: how far a document may move.

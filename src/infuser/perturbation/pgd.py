@@ -43,7 +43,7 @@ class PGD:
 
     The move is the steepest one of the ball's norm: the sign of the gradient (Linf) or the gradient over its norm (L2).
     The best iterate by s is rounded to what a file can hold, inside the ball; a document whose rounded edit would lower
-    s keeps its original. A step costs two gradients by the pixels: some 5 to 6 forward passes.
+    s keeps its original. A step costs two gradients by the pixels.
 
     With `views` s is the mean over models, each view brought to the scale of the run itself (by the dual norm of its
     document gradients, summed over the documents to be edited), so that none of them drowns the others. Gains are then

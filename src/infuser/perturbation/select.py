@@ -27,8 +27,7 @@ class PostEdit:
         criterion: `alignment` keeps the highest predicted effect of the *edited* document (its score before plus its
             gain), `gain` the largest change alone.
         screened: documents, drawn by the seed of `perturb`, that the method's `potential` is asked about; None for all.
-            A document gradient costs some five forward passes, so that on large data the hint alone can cost more than
-            retraining.
+            A hint takes two gradients by the pixels a document, so that on large data it can cost more than retraining.
     """
 
     pool: float = 5.0
