@@ -151,27 +151,27 @@ def test_a_document_that_is_a_script_tag_is_text(visit: Visit) -> None:
 
 
 def test_the_reader_chooses_dark_and_figures_follow(visit: Visit) -> None:
+    from playwright.sync_api import expect
+
     page = visit.page
+    title = page.locator("#effect .plot text.ytitle, #effect .plot text.xtitle").first
 
-    def colours() -> tuple[str, str]:
-        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        return paper, page.locator("#effect .plot text.ytitle, #effect .plot text.xtitle").first.evaluate(
-            "n => getComputedStyle(n).fill"
-        )
+    def expect_colours(paper: str, ink: str) -> None:
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == paper
+        # Plotly takes a title out and puts it back while it draws, so a figure's colour is waited for.
+        expect(title).to_have_css("fill", ink)
 
-    light = colours()
+    light = ("rgb(255, 255, 255)", "rgb(28, 30, 33)")
+    expect_colours(*light)
     button = page.locator("#theme")
     assert button.get_attribute("aria-pressed") == "false"
     button.click()
     assert button.get_attribute("aria-pressed") == "true"
-    dark = colours()
-    assert light[0] == "rgb(255, 255, 255)"
-    assert dark[0] == "rgb(20, 22, 26)"
-    assert light[1] != dark[1]
+    expect_colours("rgb(20, 22, 26)", "rgb(230, 231, 233)")
     button.click()
-    assert colours() == light
+    expect_colours(*light)
     page.emulate_media(color_scheme="dark")
-    assert colours() == light  # the choice stands against the system
+    expect_colours(*light)  # the choice stands against the system
 
 
 def test_the_system_chooses_dark_until_a_reader_does(visit: Visit) -> None:
