@@ -106,6 +106,42 @@ def test_wrong_padding_would_be_noticed(kernel, monkeypatch):
             verify(model, trainable(model), task_of(data), data.batch(range(3)), found)
 
 
+CONVOLUTIONS = {
+    "2d": (nn.Conv2d(4, 6, 3, padding=1), (5, 4, 7, 9)),
+    "grouped, strided across, dilated": (
+        nn.Conv2d(4, 6, 3, padding=1, stride=(1, 2), dilation=(2, 1), groups=2),
+        (5, 4, 9, 9),
+    ),
+    "strided down": (nn.Conv2d(4, 6, 3, padding=1, stride=2), (5, 4, 9, 9)),
+    "reflected": (nn.Conv2d(4, 6, (3, 2), padding=(0, 1), padding_mode="reflect"), (5, 4, 7, 9)),
+    "1d": (nn.Conv1d(4, 6, 5, padding="same"), (3, 4, 11)),
+    "3d": (nn.Conv3d(2, 4, 3, padding=1, groups=2), (3, 2, 5, 6, 7)),
+    "1 x 1": (nn.Conv2d(4, 6, 1), (5, 4, 7, 9)),
+    "hardly larger than its kernel": (nn.Conv2d(4, 6, 3, padding=1), (5, 4, 2, 3)),
+    "smaller than its kernel": (nn.Conv2d(4, 6, 3, padding=1), (5, 4, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("ones", [False, True])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_gram_matrix_of_patches_needs_no_patches(name, ones):
+    conv, shape = CONVOLUTIONS[name]
+    form = forms_module.ConvForm.of(name, conv, ones)
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = form.right(x).movedim(1, 0).flatten(1, 2)
+    torch.testing.assert_close(form.gram(x), rows.mT @ rows, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gram_matrix_that_forgets_an_edge_would_be_noticed():
+    conv, shape = CONVOLUTIONS["2d"]
+    form = forms_module.ConvForm.of("2d", conv, ones=False)
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = form.right(x).movedim(1, 0).flatten(1, 2)
+    without = x.clone()
+    without[:, :, -1] = 0  # the last row, which the upper two rows of the kernel see
+    assert (form.gram(without) - rows.mT @ rows).norm() > 0.05 * (rows.mT @ rows).norm()
+
+
 def test_what_is_not_covered_is_named():
     class Scaled(nn.Module):
         def __init__(self):

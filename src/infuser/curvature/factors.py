@@ -291,14 +291,17 @@ def _right(
     step = max(1, 2**21 // max(1, (t if chosen is None else chosen.shape[1]) * layer.shape[0] * layer.shape[2]))
     for start in range(0, len(grad), step):
         cut = slice(start, start + step)
-        if chosen is not None and isinstance(form, ConvForm):
-            rows = form.sampled_right(call.x[cut], chosen[cut])
+        if isinstance(form, ConvForm) and chosen is None and plain and not wide:
+            part = form.gram(call.x[cut])
         else:
-            rows = form.pair(call.x[cut], grad[cut])[1]
-        if not plain:
-            factor = weights[cut, None].sqrt() if real is None else weights[cut, None].sqrt() * real[cut]
-            rows = rows * factor[:, None, :, None]
-        part = _gram(rows, wide)
+            if isinstance(form, ConvForm) and chosen is not None:
+                rows = form.sampled_right(call.x[cut], chosen[cut])
+            else:
+                rows = form.pair(call.x[cut], grad[cut])[1]
+            if not plain:
+                factor = weights[cut, None].sqrt() if real is None else weights[cut, None].sqrt() * real[cut]
+                rows = rows * factor[:, None, :, None]
+            part = _gram(rows, wide)
         total = part if total is None else total.add_(part)
     assert total is not None, "a batch holds documents"
     each = torch.full_like(weights, t if chosen is None else chosen.shape[1]) if real is None else real.sum(1)

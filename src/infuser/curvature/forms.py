@@ -181,6 +181,52 @@ class ConvForm:
         chosen = chosen.unflatten(-1, (self.groups, self.channels)).movedim(-2, 1).flatten(3)
         return torch.cat([chosen, chosen.new_ones(()).expand(*chosen.shape[:-1], 1)], -1) if self.ones else chosen
 
+    def gram(self, x: Tensor) -> Tensor:
+        """Return the sum over documents and positions of right right^T, (K, I, I).
+
+        Two offsets of the kernel that differ by the same number of rows meet the same pairs of rows of the image, but
+        for those at its edges. So the image is unfolded along the other axes alone, and pairs of rows are multiplied
+        once for each difference: a third of the products for a kernel of 3 rows, exactly the same sum.
+        """
+        rows, step, reach = self.kernel[0], self.dilation[0], (self.kernel[0] - 1) * self.dilation[0]
+        rest = range(1, len(self.kernel))
+        image = self._padded(x).movedim(1, -1)
+        out = image.shape[1] - reach
+        if self.stride[0] != 1 or out < reach:
+            flat = self.right(x).movedim(1, 0).flatten(1, 2)
+            return flat.mT @ flat
+        for i in rest:
+            image = image.unfold(1 + i, self.dilation[i] * (self.kernel[i] - 1) + 1, self.stride[i])
+            image = image[..., :: self.dilation[i]]
+        # (B, rows, *space, K C, *kernel) as (K, rows, B x space, kernel x C), so that any rows together are one matrix.
+        image = image.unflatten(1 + len(self.kernel), (self.groups, self.channels))
+        image = image.movedim((2 + len(rest), 1), (0, 1)).movedim(3 + len(rest), -1)
+        image = image.flatten(2 + 1 + len(rest)).flatten(2, 2 + len(rest)).contiguous()
+        columns = image.shape[-1]
+        gram = x.new_empty(self.groups, rows, columns, rows, columns)
+        for lag in range(rows):
+            edge = reach - lag * step
+            above, below = image[:, : image.shape[1] - lag * step], image[:, lag * step :]
+
+            def product(first: int, last: int, one: Tensor = above, two: Tensor = below) -> Tensor:
+                return one[:, first:last].flatten(1, 2).mT @ two[:, first:last].flatten(1, 2)
+
+            common = product(edge, out)
+            for k in range(rows - lag):
+                total = common
+                if edge:
+                    total = common + product(k * step, edge) + product(out, out + k * step)
+                gram[:, k, :, k + lag] = total
+                if lag:
+                    gram[:, k + lag, :, k] = total.mT
+        gram = gram.flatten(3, 4).flatten(1, 2)
+        if not self.ones:
+            return gram
+        sums = [image[:, k * step : k * step + out].sum((1, 2)) for k in range(rows)]
+        count = gram.new_full((self.groups, 1), out * image.shape[2])
+        bias = torch.cat([*sums, count], 1).unsqueeze(1)
+        return torch.cat([torch.cat([gram, bias[..., :-1].mT], 2), bias], 1)
+
     def positions(self, x: Tensor) -> int:
         """Return T, the number of output positions."""
         pads = [self.padding[2 * i] + self.padding[2 * i + 1] for i in reversed(range(len(self.kernel)))]
