@@ -22,7 +22,7 @@ BUILT = ("_build", "gallery", "api")
 PAGES = sorted(p for p in DOCS.rglob("*.md") if p.relative_to(DOCS).parts[0] not in BUILT)
 # A block runs unless the line above it says why not: "% not run: it needs a GPU".
 BLOCK = re.compile(
-    r"(?:^% not run: (?P<why>\S.*)\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?:^% not run: (?P<why>\S[^\n]*)\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 
 
