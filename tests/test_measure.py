@@ -86,7 +86,8 @@ def test_values_against_numpy(f, model):
 def test_gradients_against_finite_differences(f, model):
     params = trainable(model)
     grads, values = measure.gradients(f, model, params)
-    torch.testing.assert_close(values, f(model, params).detach(), rtol=0, atol=0)
+    alone = torch.cat([part(model, params).detach() for part in (f if hasattr(f, "__getitem__") else (f,))])
+    torch.testing.assert_close(values, alone, rtol=0, atol=0)
     rows = flatten(grads, batch_dims=1)
     theta, h = flatten(params), 1e-6
     assert rows.shape == (len(f), len(theta))
@@ -100,6 +101,14 @@ def test_gradients_against_finite_differences(f, model):
     torch.testing.assert_close(rows, numeric, rtol=1e-5, atol=1e-8)
     assert (rows - 1.01 * numeric).abs().max() > 1e-4
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_work_of_a_gradient_does_not_grow_with_the_other_queries(model):
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    f = Margin(documents(), WANTED)
+    measure.gradients(f, model, trainable(model))
+    assert seen == [1] * len(f)
 
 
 @pytest.mark.parametrize("f", ALL, ids=lambda f: f.name)

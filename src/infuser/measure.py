@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, final
 
@@ -290,21 +290,31 @@ def query_names(measurement: Any, count: int) -> tuple[str, ...]:
 
 def gradients(measurement: Any, model: nn.Module, params: Params) -> tuple[Params, Tensor]:
     """Return (grad f with tensors (Q, *shape), f of shape (Q,)) at `params`; one backward pass a query."""
+    found = list(each_gradient(measurement, model, params))
+    stacked = {name: torch.stack([row[name] for _, row in found]) for name in params}
+    return stacked, torch.stack([value for value, _ in found])
+
+
+def each_gradient(measurement: Any, model: nn.Module, params: Params) -> Iterator[tuple[Tensor, Params]]:
+    """Yield (f, grad f) of every query.
+
+    A measurement that can be indexed is evaluated query by query: in one graph of all documents, every query's backward
+    pass would walk through all of them.
+    """
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    with torch.enable_grad():
-        values = measurement(model, leaves)
+    for part in measurement if hasattr(type(measurement), "__getitem__") else (measurement,):
+        with torch.enable_grad():
+            values = part(model, leaves)
         if not values.requires_grad:
             raise InfuserError(
                 f"measurement {measurement.name} carries no gradient",
                 causes=["it counts or compares (Correct)", "it does not use the params that it is given"],
                 remedy="raise LogProb or Margin, and read this one beside it",
             )
-        rows = [
-            torch.autograd.grad(value, list(leaves.values()), retain_graph=q + 1 < len(values), materialize_grads=True)
-            for q, value in enumerate(values)
-        ]
-    stacked = {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(leaves)}
-    return stacked, values.detach()
+        for q, value in enumerate(values):
+            again = q + 1 < len(values)
+            row = torch.autograd.grad(value, list(leaves.values()), retain_graph=again, materialize_grads=True)
+            yield value.detach(), dict(zip(leaves, row, strict=True))
 
 
 def _row(q: int, count: int) -> slice:

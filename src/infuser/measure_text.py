@@ -16,6 +16,7 @@ from infuser.data.dataset import IGNORED, Dataset
 from infuser.data.text import PAD, Codec, text_dataset
 from infuser.data.words import in_place, occurrences
 from infuser.errors import InfuserError, listed
+from infuser.measure import each_gradient
 from infuser.tasks import CausalLM
 from infuser.types import Array, Measurement, Params
 
@@ -49,7 +50,8 @@ class Continuation:
         return len(self.documents)
 
     def __getitem__(self, q: int) -> Continuation:
-        return replace(self, documents=self.documents[self.documents.ids[q : q + 1 or None]], labels=(self.queries[q],))
+        label = self.queries[q]  # an IndexError here is what ends an iteration
+        return replace(self, documents=self.documents[self.documents.ids[q : q + 1 or None]], labels=(label,))
 
     @property
     def queries(self) -> tuple[str, ...]:
@@ -243,16 +245,13 @@ def coherence(measurement: Measurement, model: nn.Module, params: Params) -> flo
         InfuserError: there are fewer than two queries, or a gradient is zero.
     """
     total: Tensor | None = None
-    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    with torch.enable_grad():
-        values = measurement(model, leaves)
-        for value in values:
-            row = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, materialize_grads=True)
-            flat = torch.cat([g.flatten() for g in row]).double()
-            if not flat.norm() > 0:
-                raise InfuserError("a query's gradient is zero", got=measurement.name)
-            total = flat / flat.norm() if total is None else total + flat / flat.norm()
-    count = len(values)
+    count = 0
+    for _, row in each_gradient(measurement, model, params):
+        flat = torch.cat([g.flatten() for g in row.values()]).double()
+        if not flat.norm() > 0:
+            raise InfuserError("a query's gradient is zero", got=measurement.name)
+        total = flat / flat.norm() if total is None else total + flat / flat.norm()
+        count += 1
     if count < 2 or total is None:
         raise InfuserError("coherence needs at least two queries", got=count)
     return float((total.square().sum() - count) / (count * (count - 1)))

@@ -225,5 +225,7 @@ def test_any_function_can_be_the_measurement():
     wanted = LogProb(probes.documents, labels=probes.labels)
     same = Custom(wanted, n=3)
     got = attribute(TracIn(), run, data, same)
-    np.testing.assert_allclose(got.values, attribute(TracIn(), run, data, wanted).values, rtol=1e-6)
+    expected = attribute(TracIn(), run, data, wanted).values
+    # What cannot be indexed is evaluated in one batch, so that sums round differently, in proportion to the largest.
+    np.testing.assert_allclose(got.values, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
     assert got.queries == ("custom 0", "custom 1", "custom 2")
