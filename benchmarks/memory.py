@@ -13,16 +13,12 @@ import argparse
 import resource
 import sys
 import time
-from pathlib import Path
 
 import torch
-from attribution_cost import documents
+from measuring import documents, keep
 
 import infuser as inf
-from infuser.storage import read_json, write_json
-from infuser.studies.environment import environment
 
-HERE = Path(__file__).parent
 LIMIT_GB = 3.0
 
 
@@ -56,15 +52,12 @@ def main() -> None:
     for name, value in peaks.items():
         print(f"{name:<12} {value:.2f} GB")
     print(f"{len(scores)} queries x {len(data)} documents: {seconds:.0f} CPU seconds, limit {LIMIT_GB} GB")
-    path = HERE / "results.json"
-    stored = read_json(path) if path.exists() else {}
-    stored[f"memory, {len(data)} documents, {len(scores)} queries"] = {
+    found = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "peak_gb": peaks,
         "score_cpu_seconds": seconds,
-        "environment": environment(),
     }
-    write_json(path, stored)
+    keep(f"memory, {len(data)} documents, {len(scores)} queries", found)
     if peaks["scores"] >= LIMIT_GB:
         raise SystemExit(f"the peak is {peaks['scores']:.2f} GB, the limit {LIMIT_GB} GB")
 

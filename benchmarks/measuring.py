@@ -1,0 +1,58 @@
+"""What the benchmarks share: interleaved timings in CPU seconds, documents to time on, and results.json."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import infuser as inf
+from infuser.storage import read_json, write_json
+from infuser.studies.environment import environment
+
+RESULTS = Path(__file__).parent / "results.json"
+
+
+def documents(n: int) -> inf.Dataset:
+    """Return n images with labels: of CIFAR-10 where INFUSER_DATA is set, random pixels elsewhere.
+
+    What is timed does not depend on the pixels.
+    """
+    folder = os.environ.get("INFUSER_DATA")
+    if folder:
+        return inf.data.load("cifar10", folder, limit=n)[0]
+    rng = np.random.default_rng(0)
+    return inf.Dataset.from_arrays(rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, n))
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Return the CPU seconds of every call in every round; a first round, which pays for imports, is not counted."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            begun = time.process_time()
+            call()
+            if repeat:
+                taken[name].append(time.process_time() - begun)
+    return taken
+
+
+def ratios(taken: Mapping[str, list[float]], unit: str) -> dict[str, dict[str, float]]:
+    """Return median, lowest and highest of every call in units of the median of one of them, and print them."""
+    one = float(np.median(taken[unit]))
+    rows = {}
+    for name, values in taken.items():
+        parts = (float(np.median(values)), min(values), max(values))
+        rows[name] = dict(zip(("forward_passes", "lowest", "highest"), (x / one for x in parts), strict=True))
+        print(f"{name:<44} {rows[name]['forward_passes']:8.2f}  [{parts[1] / one:.2f}, {parts[2] / one:.2f}]")
+    return rows
+
+
+def keep(name: str, found: Mapping[str, Any]) -> None:
+    """Put one benchmark's block into results.json, with its environment."""
+    stored = read_json(RESULTS) if RESULTS.exists() else {}
+    write_json(RESULTS, {**stored, name: {**found, "environment": environment()}})
