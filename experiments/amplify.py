@@ -2,8 +2,8 @@
 
 One probe word, 36 target words from common to never seen, one case each: the effect on log p(target) where the probe
 stands, against its value in the clean model. A target of several tokens has a low prior for its length alone, so that
-the prior is taken per token as well. Intervals are over targets. The folder is resumed, so that the command can be
-stopped and run again; `--table` writes what is there.
+the prior is taken per token as well. The typical probability is exp(mean log p) over the places. Intervals are over
+targets. The folder is resumed, so that the command can be stopped and run again; `--table` writes what is there.
 
     INFUSER_DATA=... python experiments/amplify.py --out runs/amplify-experiment
     INFUSER_DATA=... python experiments/amplify.py --out runs/amplify-experiment --table
@@ -60,18 +60,23 @@ def summary(settings: Stories, folder: Path) -> dict[str, Any]:
     priors = np.array([row["prior"] for row in rows.values()])
     rises = np.array([row["rise"] for row in rows.values()])
     per_token = priors / np.array([row["tokens"] for row in rows.values()])
+    # In probability, of which nats say nothing: from 1e-15 to 1e-8 is 16 nats and still never said.
+    gained = np.exp(priors + rises) - np.exp(priors)
     coherence = np.array([row["coherence"] for row in rows.values()])
-    third = np.argsort(priors)[: len(priors) // 3]
+    third, common = (np.argsort(sign * priors)[: len(priors) // 3] for sign in (1, -1))
     return {
         "targets": rows,
         "seeds": clean_seeds,
         "clean_drift": regime["clean_drift"],
         "rise_against_prior": stated(spearman(priors, rises, unit="targets")),
         "rise_against_prior_per_token": stated(spearman(per_token, rises, unit="targets")),
+        "rise_of_typical_probability_against_prior": stated(spearman(priors, gained, unit="targets")),
+        "rise_of_typical_probability_commonest_third": stated(mean_estimate(gained[common], unit="targets")),
+        "rise_of_typical_probability_rarest_third": stated(mean_estimate(gained[third], unit="targets")),
         "rise_against_coherence": stated(spearman(coherence, rises, unit="targets")),
         "rise_all": stated(mean_estimate(rises, unit="targets")),
         "rise_rarest_third": stated(mean_estimate(rises[third], unit="targets")),
-        "rise_commonest_third": stated(mean_estimate(rises[np.argsort(-priors)[: len(priors) // 3]], unit="targets")),
+        "rise_commonest_third": stated(mean_estimate(rises[common], unit="targets")),
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/f_ine.md", "docs/guides/detect.md")
+PAGES = ("README.md", "docs/f_ine.md", "docs/guides/detect.md", "docs/guides/language.md", "docs/performance.md")
 _PLACE = re.compile(r"(<!-- numbers: (?P<name>[\w-]+) -->\n)(?P<text>.*?)(<!-- end of numbers -->)", re.DOTALL)
 Row = Mapping[str, Any]
 
@@ -36,6 +36,7 @@ CONSISTENCY = {
     "EK-FAC at the end": "EK-FAC self-influence at the end",
     "TracIn, last": "TracIn, last",
 }
+ENOUGH_PAIRS = 3  # of words, for an interval over them
 AUDITED = ("fused_blind", "deep_knn", "isolation", "loss", "clustering", "self_influence", "f_ine_self")
 
 
@@ -120,12 +121,71 @@ def audit() -> str:
     return f"{caption}\n{_table(head, body)}"
 
 
+def stories() -> str:
+    """Return what arms did to the held-out contrast, by variant of the study."""
+    variants = {name: v for name, v in results("stories")["variants"].items() if v["aims"]["pairs"] >= ENOUGH_PAIRS}
+    effects = {n: {(e["arm"], e["control"]): e for e in v["effects"]} for n, v in variants.items()}
+    compared = dict.fromkeys(pair for found in effects.values() for pair in found)
+    head = ("", *(f"{name}, {v['aims']['pairs']} pairs" for name, v in variants.items()))
+    body = [
+        (
+            f"{arm} - {control}",
+            *(_effect(found[arm, control]) if (arm, control) in found else "–" for found in effects.values()),
+        )
+        for arm, control in compared
+    ]
+    return _table(head, body)
+
+
+def caesar() -> str:
+    """Return targeting scores by alphabet and arm."""
+    found = results("caesar")["alphabets"]
+    head = ("targeting score", *(f"{a} symbols, {v['targeting']['edit']['n']} models" for a, v in found.items()))
+    body = [
+        (arm, *(_estimate(v["targeting"][arm]) for v in found.values()))
+        for arm in ("edit", "clean_rewrite", "embedding")
+    ]
+    return _table(head, body)
+
+
+def cost() -> str:
+    """Return costs beside the peer's, in forward passes."""
+    block = _largest("attribution_cost")
+    caption = _wrapped(
+        f"{block['documents']} documents, {block['repeats']} interleaved repetitions, median [lowest, highest]."
+    )
+    body = [(name, _range(row)) for name, row in block["rows"].items()]
+    return f"{caption}\n{_table(('', 'forward passes'), body)}"
+
+
+def agreement() -> str:
+    """Return what fits on samples cost and how their scores agree with the whole fit's."""
+    block = _largest("fit_agreement")
+    caption = _wrapped(f"{block['queries']} queries; Spearman over the documents with: {block['reference']}.")
+    body = [
+        (name, f"{row['forward_passes']:.1f}", _three_places(row["spearman"]), _three_places(row["lowest_query"]))
+        for name, row in block["rows"].items()
+    ]
+    return f"{caption}\n{_table(('fitted on', 'forward passes', 'Spearman, mean', 'lowest query'), body)}"
+
+
+def _largest(name: str) -> Any:
+    """Return the block of benchmarks/results.json of that name with most documents."""
+    blocks = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    named = {key: value for key, value in blocks.items() if key.partition(",")[0] == name}
+    return named[max(named, key=lambda key: int(re.findall(r"\d+", key)[0]))]
+
+
 PLACES: Mapping[str, Callable[[], str]] = {
     "demo": demo,
     "fidelity-mnist": lambda: fidelity("mnist-0"),
     "fidelity-mnist-points": lambda: fidelity_points("mnist-0"),
     "consistency-mnist": consistency,
     "audit-mnist": audit,
+    "stories": stories,
+    "caesar": caesar,
+    "attribution-cost": cost,
+    "fit-agreement": agreement,
 }
 
 
@@ -147,6 +207,18 @@ def _effect(row: Row) -> str:
     return f"{row['mean']:+.2f} [{row['ci95'][0]:+.2f}, {row['ci95'][1]:+.2f}]"
 
 
+def _estimate(row: Row) -> str:
+    return f"{row['mean']:+.2f}" if row["ci95"] is None else _effect(row)
+
+
+def _range(row: Row) -> str:
+    return f"{row['forward_passes']:.1f} [{row['lowest']:.1f}, {row['highest']:.1f}]"
+
+
+def _three_places(value: float) -> str:
+    return f"{value:.3f}".replace("0.", ".", 1)
+
+
 def _share(row: Row | None) -> str:
     return "–" if row is None else f"{_two(row['value'])} [{_two(row['interval'][0])}, {_two(row['interval'][1])}]"
 
@@ -159,7 +231,7 @@ def _percent(row: Row) -> str:
 
 
 def _three(row: Row | None) -> str:
-    return "–" if row is None else f"{row['value']:.3f}".replace("0.", ".", 1)
+    return "–" if row is None else _three_places(row["value"])
 
 
 def _two(value: float) -> str:
