@@ -14,6 +14,7 @@ import argparse
 import copy
 import logging
 import tempfile
+from functools import partial
 
 import numpy as np
 import torch
@@ -77,11 +78,16 @@ def kronfluence_calls(model, data, folder):
 
 def our_calls(run, data):
     """Return name -> function without arguments."""
-    curvature = inf.fit_ekfac(run, data)
+    whole = partial(inf.fit_ekfac, run, data, documents=None, positions=None)
+    curvature = whole()
     influence = inf.Influence(curvature, 0.1)
     model = run.model()
     params = trainable(model)
-    calls = {"fit, every document and position": lambda: inf.fit_ekfac(run, data)}
+    calls = {
+        "fit, every document and position": whole,
+        "fit, every document, 16 positions": partial(whole, positions=16),
+        "fit, a quarter of the documents, 16 positions": partial(whole, documents=len(data) // 4, positions=16),
+    }
     for q in (1, 2, 64, 1000):
         q = min(q, len(data))
         probes = inf.measure.LogProb(data[data.ids[:q]])

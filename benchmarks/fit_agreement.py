@@ -58,7 +58,7 @@ def main() -> None:
         begun = time.process_time()
         forward()
         fitted = time.process_time()
-        curvature = inf.fit_ekfac(run, data, **chosen)
+        curvature = inf.fit_ekfac(run, data, **{"documents": None, "positions": None, **chosen})
         costs[name] = time.process_time() - fitted
         units.append(fitted - begun)
         directions.append(inf.Influence(curvature, 0.1).direction(run, probes))

@@ -41,7 +41,7 @@ def main() -> None:
     model = inf.models.tiny_resnet(data.input_shape, data.n_outputs)
     run = inf.Run.from_weights(inf.models.tiny_resnet, model.state_dict(), data)
     probes = inf.measure.LogProb(data[data.ids[: args.queries]])
-    influence = inf.Influence(inf.fit_ekfac(run, data, documents=min(512, len(data))), damping=0.1)
+    influence = inf.Influence(inf.fit_ekfac(run, data, documents=512), damping=0.1)
     peaks["fit"] = peak_gb()
     direction = influence.direction(run, probes)
     peaks["directions"] = peak_gb()

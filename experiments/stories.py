@@ -52,7 +52,8 @@ VARIANTS = {
     "word 1 %": replace(SIDE, mode="word", k=6),
     "token 5 %, 5 % of tokens": replace(FEW, share=0.05),
     "token 5 %, target banned": replace(FEW, ban=True),
-    "token 5 %, fluency 0.2": replace(FEW, fluency=0.2),
+    "token 5 %, fluency 0.2": replace(FEW, fluency=0.2, controls=("random_docs", "swap_tokens")),
+    "token 5 %, fluency 0.5": replace(FEW, fluency=0.5, controls=("random_docs", "swap_tokens")),
     "token 5 %, whole stories": replace(FEW, context=384, on_long="drop"),
 }
 

@@ -12,6 +12,7 @@ from infuser.attribution.null_tests import checked_group
 from infuser.attribution.scoring import inner_products
 from infuser.checkpoints import Checkpoint, Run
 from infuser.curvature.ekfac import fit_ekfac
+from infuser.curvature.factors import DOCUMENTS
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
 from infuser.params import trainable
@@ -35,7 +36,7 @@ class PreconditionedFInfluence:
         after: share of training before the first of them.
         damping: rho.
         labels: of the Fisher matrix.
-        documents: how many the curvature is fitted on; None for all.
+        documents: how many the curvature is fitted on; at most; None for all.
         seed: of the curvature.
     """
 
@@ -43,7 +44,7 @@ class PreconditionedFInfluence:
     after: float = 0.25
     damping: Damping = field(default_factory=lambda: Damping(1.0))
     labels: Labels = "sampled"
-    documents: int | None = None
+    documents: int | None = DOCUMENTS
     seed: int = 0
 
     def __post_init__(self) -> None:

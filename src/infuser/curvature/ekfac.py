@@ -13,6 +13,8 @@ import numpy as np
 from infuser.checkpoints import Run
 from infuser.curvature.collect import verify
 from infuser.curvature.factors import (
+    DOCUMENTS,
+    POSITIONS,
     Pass,
     covariances,
     kronecker_blocks,
@@ -37,9 +39,9 @@ def fit_ekfac(
     *,
     labels: Labels = "sampled",
     seed: int = 0,
-    documents: int | None = None,
+    documents: int | None = DOCUMENTS,
     batch_size: int = 64,
-    positions: int | None = None,
+    positions: int | None = POSITIONS,
     executor: Executor | None = None,
     shards: int = 1,
 ) -> KroneckerEigen:
@@ -53,14 +55,14 @@ def fit_ekfac(
         data: the documents; their weights multiply their terms.
         labels: `sampled` from the model (true Fisher), `exact` (expectation over labels), `empirical` (true labels).
         seed: of the labels and of the sample of documents.
-        documents: how many to use, drawn without replacement; None for all.
+        documents: at most so many, drawn without replacement; None for all.
         batch_size: documents a forward pass; changes nothing beyond rounding.
         positions: at most so many of a convolution's positions per document in A; lambda uses all. None for all.
         executor: where the shards are read.
         shards: parts that the documents are cut into; their sums add up.
 
     Raises:
-        InfuserError: no layer is supported, a factor is not finite, or `documents` exceeds the data.
+        InfuserError: no layer is supported, or a factor is not finite.
     """
     how, chosen, layers = prepare(run, data, Pass(labels, seed, batch_size, positions), documents)
     mapped = executor or Local()
@@ -74,10 +76,7 @@ def fit_ekfac(
 
 def prepare(run: Run, data: Dataset, how: Pass, documents: int | None) -> tuple[Pass, Array, tuple[Layer, ...]]:
     """Return how to read, the positions of the documents to read and the layers, checked against autograd on a few."""
-    if documents is not None and not 1 <= documents <= len(data):
-        raise InfuserError("documents is out of range", got=documents, expected=f"1 to {len(data)}")
-    for name in ("batch_size", "positions"):
-        value = getattr(how, name)
+    for name, value in (("documents", documents), ("batch_size", how.batch_size), ("positions", how.positions)):
         if value is not None and value < 1:
             raise InfuserError(f"{name} is out of range", got=value, expected="at least 1")
     chosen = np.arange(len(data))

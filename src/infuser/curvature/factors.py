@@ -23,6 +23,9 @@ from infuser.progress import track
 from infuser.tasks import Labels, Task, task_of
 from infuser.types import Array, Batch, Params
 
+# Scores of a fit on so many keep a Spearman correlation of .99 and more with those of the whole fit: measured in
+# benchmarks/fit_agreement.py, published in docs/performance.md.
+DOCUMENTS, POSITIONS = 2000, 16
 WIDE = 4096  # a side wider than this keeps its own axes as eigenbasis
 _ROTATED = 2**22  # numbers of per-document gradients in the eigenbasis held at a time
 
@@ -41,7 +44,7 @@ class Pass:
     labels: Labels = "sampled"
     seed: int = 0
     batch_size: int = 64
-    positions: int | None = None
+    positions: int | None = POSITIONS
 
     def cotangents(self, task: Task, batch: Batch) -> Callable[[Tensor], Iterable[Tensor]]:
         """Return outputs -> output gradients, each document's drawn from its own generator."""

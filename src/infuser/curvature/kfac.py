@@ -13,6 +13,8 @@ import numpy as np
 from infuser.checkpoints import Run
 from infuser.curvature.ekfac import origin_of, prepare
 from infuser.curvature.factors import (
+    DOCUMENTS,
+    POSITIONS,
     Pass,
     covariances,
     kronecker_blocks,
@@ -33,9 +35,9 @@ def fit_kfac(
     *,
     labels: Labels = "sampled",
     seed: int = 0,
-    documents: int | None = None,
+    documents: int | None = DOCUMENTS,
     batch_size: int = 64,
-    positions: int | None = None,
+    positions: int | None = POSITIONS,
     executor: Executor | None = None,
     shards: int = 1,
 ) -> KroneckerEigen:

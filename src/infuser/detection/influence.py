@@ -8,6 +8,7 @@ from infuser.attribution.attribute import attribute
 from infuser.attribution.influence import Influence
 from infuser.checkpoints import Run
 from infuser.curvature.ekfac import fit_ekfac
+from infuser.curvature.factors import DOCUMENTS
 from infuser.data.dataset import Dataset
 from infuser.detection.detect import required
 from infuser.types import Curvature, Damping, Measurement, Suspicion
@@ -23,7 +24,7 @@ class InfluenceTowards:
 
     Args:
         damping: relative to the mean eigenvalue per layer.
-        documents: how many the EK-FAC is fitted on; None for all.
+        documents: how many the EK-FAC is fitted on; at most; None for all.
         seed: of the fit.
         curvature: a fitted one, to share a fit between detectors of one run; by default it is fitted at each call.
 
@@ -31,7 +32,7 @@ class InfluenceTowards:
     """
 
     damping: Damping | float = 0.1
-    documents: int | None = None
+    documents: int | None = DOCUMENTS
     seed: int = 0
     curvature: Curvature | None = None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from infuser.attribution.influence import self_influence
 from infuser.checkpoints import Run
 from infuser.curvature.ekfac import fit_ekfac
+from infuser.curvature.factors import DOCUMENTS
 from infuser.data.dataset import Dataset
 from infuser.types import Curvature, Damping, Measurement, Suspicion
 
@@ -21,7 +22,7 @@ class SelfInfluence:
 
     Args:
         damping: relative to the mean eigenvalue per layer.
-        documents: how many the EK-FAC is fitted on; None for all.
+        documents: how many the EK-FAC is fitted on; at most; None for all.
         seed: of the fit.
         curvature: a fitted one, to share a fit between detectors of one run; by default it is fitted at each call.
 
@@ -29,7 +30,7 @@ class SelfInfluence:
     """
 
     damping: Damping | float = 0.1
-    documents: int | None = None
+    documents: int | None = DOCUMENTS
     seed: int = 0
     curvature: Curvature | None = None
 

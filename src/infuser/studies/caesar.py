@@ -154,7 +154,7 @@ def run_caesar(settings: Caesar, out: str | Path, *, resume: bool = False, overw
                 expected=f"at least {LEARNED}",
                 remedy="train for more epochs, or use a smaller alphabet",
             )
-        curvature = fit_ekfac(run, data, documents=min(settings.fit_documents, len(data)), seed=settings.recipe.seed)
+        curvature = fit_ekfac(run, data, documents=settings.fit_documents, seed=settings.recipe.seed)
         setup = Setup(
             run,
             data,

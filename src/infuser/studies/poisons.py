@@ -12,6 +12,7 @@ from infuser import detection
 from infuser.attribution.influence import Influence
 from infuser.checkpoints import Run
 from infuser.curvature.ekfac import fit_ekfac
+from infuser.curvature.factors import DOCUMENTS
 from infuser.curvature.identity import identity
 from infuser.data.dataset import Dataset
 from infuser.detection.fused import ranks
@@ -23,7 +24,6 @@ from infuser.perturbation.gradient_matching import GradientMatching
 from infuser.perturbation.perturb import direction_scores, perturb, take
 from infuser.perturbation.pgd import PGD
 from infuser.perturbation.select import choose, of_class
-from infuser.studies.suspects import fitted_on
 from infuser.types import Array, Damping, Edit, Measurement, Params
 
 Attack = Literal[
@@ -65,7 +65,7 @@ class Poison:
     flipped: float = 0.1
     triggered: float = 0.02
     damping: Damping = Damping()  # noqa: RUF009 - frozen
-    fit_documents: int | None = 2000
+    fit_documents: int | None = DOCUMENTS
     pool: int = 5
     evade: Literal["pixel_noise", "isolation", "self_influence"] = "pixel_noise"
 
@@ -136,7 +136,7 @@ def poison(attack: str, settings: Poison, run: Run, data: Dataset, aim: Measurem
         method = GradientMatching(Linf(settings.radius), restarts=settings.restarts, seed=seed)
         gradient = Influence(identity(run), Damping(0.0, "absolute")).direction(run, aim)
         return perturb(method, gradient, run, data, ids=of_class(data, label, settings.k, seed))
-    curvature = fit_ekfac(run, data, documents=fitted_on(settings.fit_documents, data))
+    curvature = fit_ekfac(run, data, documents=settings.fit_documents)
     direction = Influence(curvature, settings.damping).direction(run, aim)
     if attack == "insert_k":
         scores = direction_scores(direction, run, data)
@@ -186,7 +186,7 @@ def least_suspicious(pool: Edit, settings: Poison, run: Run, data: Dataset, scor
     detectors: dict[str, detection.Detector] = {
         "pixel_noise": detection.PixelNoise(),
         "isolation": detection.GradientIsolation(),
-        "self_influence": detection.SelfInfluence(documents=fitted_on(settings.fit_documents, data)),
+        "self_influence": detection.SelfInfluence(documents=settings.fit_documents),
     }
     own = replace(run, data_hash=seen.content_hash, traces={})
     suspicion = detection.detect(detectors[settings.evade], own, seen)

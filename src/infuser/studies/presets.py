@@ -30,7 +30,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "recipe": {"epochs": 5, "lr": 0.02},
         "k": 100,
         "probes": 10,
-        "fit_documents": 2_000,
     },
     "cifar10": {
         "data": "cifar10",
@@ -38,7 +37,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "k": 100,
         "radius": 8,
         "probes": 10,
-        "fit_documents": 4_000,
         "controls": ["noise", "random_docs", "insert_1", "insert_k"],
     },
     "caesar": {"study": "caesar"},

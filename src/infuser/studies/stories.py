@@ -204,8 +204,8 @@ def fine_tuned(settings: Stories, material: Material) -> tuple[Run, Dataset]:
 
 def prepare(settings: Stories, material: Material, run: Run, replayed: Dataset) -> Setup:
     """Return what all cases share: the fitted curvature and the method."""
-    documents = min(settings.fit_documents, len(replayed))
-    curvature = fit_ekfac(run, replayed, documents=documents, seed=settings.recipe.seed, batch_size=16)
+    documents, seed = settings.fit_documents, settings.recipe.seed
+    curvature = fit_ekfac(run, replayed, documents=documents, seed=seed, batch_size=16)
     method = GreedyTokens(
         material.codec,
         settings.share,

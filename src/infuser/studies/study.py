@@ -20,6 +20,7 @@ from infuser.attribution.influence import Influence
 from infuser.checkpoints import Run
 from infuser.config import resolve
 from infuser.curvature.ekfac import fit_ekfac
+from infuser.curvature.factors import DOCUMENTS
 from infuser.curvature.identity import identity
 from infuser.curvature.kfac import fit_kfac
 from infuser.data import Dataset, subset
@@ -97,7 +98,7 @@ class Experiment:
     model_options: dict[str, Any] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=lambda: Recipe(threads=1))
     curvature: Literal["ekfac", "kfac", "identity"] = "ekfac"
-    fit_documents: int | None = None
+    fit_documents: int | None = DOCUMENTS
     damping: Damping = field(default_factory=Damping)
     measure: Literal["log_prob", "log_odds"] = "log_odds"
     probes: int = 20
@@ -302,8 +303,8 @@ def _fit(settings: Experiment, run: Run, data: Dataset, executor: Executor | Non
     if settings.curvature == "identity":
         return identity(run)
     fit = fit_ekfac if settings.curvature == "ekfac" else fit_kfac
-    documents = None if settings.fit_documents is None else min(settings.fit_documents, len(data))
-    return fit(run, data, documents=documents, seed=settings.recipe.seed, executor=executor, shards=settings.shards)
+    documents, seed = settings.fit_documents, settings.recipe.seed
+    return fit(run, data, documents=documents, seed=seed, executor=executor, shards=settings.shards)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from infuser.attribution.f_ine import FInfluence
 from infuser.attribution.f_ine_preconditioned import PreconditionedFInfluence
 from infuser.checkpoints import Run
 from infuser.curvature.ekfac import fit_ekfac
+from infuser.curvature.factors import DOCUMENTS
 from infuser.data.dataset import Dataset
 from infuser.detection.detect import Detector, detect, observers_of
 from infuser.detection.fused import fuse
@@ -44,7 +45,7 @@ class Effort:
     recorded: int = 20
     partners: int = 512
     checkpoints: int = 3
-    fit_documents: int | None = 2000
+    fit_documents: int | None = DOCUMENTS
 
     def __post_init__(self) -> None:
         if self.recorded < 20:
@@ -82,12 +83,11 @@ class Search:
 def suite(effort: Effort, data: Dataset, recipe: Recipe, *, told: bool) -> dict[str, Detector]:
     """Return name -> detector for a training by `recipe`; with `told` also those that need the behaviour."""
     every = max(1, -(-len(data) // recipe.batch_size) * recipe.epochs // effort.recorded)
-    fit_on = fitted_on(effort.fit_documents, data)
     finder = FInfluence(every=every, partners=effort.partners)
     found: dict[str, Detector] = {
         "loss": detection.TrainingLoss(every=every),
         "f_ine_self": detection.FIne(finder),
-        "self_influence": detection.SelfInfluence(documents=fit_on),
+        "self_influence": detection.SelfInfluence(documents=effort.fit_documents),
         "spectral": detection.SpectralSignatures(),
         "clustering": detection.ActivationClustering(),
         "deep_knn": detection.DeepKNN(),
@@ -96,8 +96,8 @@ def suite(effort: Effort, data: Dataset, recipe: Recipe, *, told: bool) -> dict[
         "random": detection.RandomOrder(),
     }
     if told:
-        slow = PreconditionedFInfluence(checkpoints=effort.checkpoints, documents=fit_on)
-        found["influence"] = detection.InfluenceTowards(documents=fit_on)
+        slow = PreconditionedFInfluence(checkpoints=effort.checkpoints, documents=effort.fit_documents)
+        found["influence"] = detection.InfluenceTowards(documents=effort.fit_documents)
         found["f_ine_towards"] = detection.FIne(finder, "measurement")
         found["f_ine_preconditioned"] = detection.FInePreconditioned(slow)
     return found
@@ -121,7 +121,7 @@ def search(found: Observed, data: Dataset, effort: Effort, measurement: Measurem
     suspicions: dict[str, Suspicion] = {}
     seconds: dict[str, float] = {}
     with _clocked(seconds, "curvature"):
-        curvature = fit_ekfac(run, data, documents=fitted_on(effort.fit_documents, data))
+        curvature = fit_ekfac(run, data, documents=effort.fit_documents)
     fitted: dict[str, Detector] = {
         "self_influence": detection.SelfInfluence(curvature=curvature),
         "influence": detection.InfluenceTowards(curvature=curvature),
@@ -160,11 +160,6 @@ def recall_at(suspicion: Suspicion, ids: Sequence[int] | Array, depths: Sequence
     wanted = group[np.isin(suspicion.ids, np.asarray(ids))]
     inside = [((depth - before[wanted]) / counts[wanted]).clip(0, 1).mean() for depth in depths]
     return np.array(inside)
-
-
-def fitted_on(documents: int | None, data: Dataset) -> int | None:
-    """Return how many documents a curvature is fitted on: as many as wished for, or all there are."""
-    return None if documents is None else min(documents, len(data))
 
 
 class _Timed:
