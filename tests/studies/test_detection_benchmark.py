@@ -23,6 +23,7 @@ from infuser.studies import detection_benchmark as benchmark
 from infuser.studies.detection_benchmark import DetectionBenchmark, run_detection_benchmark
 from infuser.studies.poisons import ATTACKS, Poison, behaviour, flip_labels, poison, with_trigger
 from infuser.studies.suspects import FUSED_ALL, FUSED_BLIND, FUSED_TOLD, Effort, recall_at, suite
+from infuser.studies.worlds import Images
 from infuser.training import train
 from infuser.types import Recipe, Suspicion
 
@@ -74,7 +75,7 @@ def test_rows_carry_n_seeds_and_intervals(finished: tuple[Path, dict[str, Any]])
 
 def test_removal_is_told_against_the_poisoned_model() -> None:
     settings = replace(SMALL, attacks=("insert_k",), remove=("loss",))
-    shared = benchmark.Shared(settings, mlp, FEW, TEST)
+    shared = benchmark.Shared(settings, Images(mlp, FEW, TEST, settings.poison))
     part = benchmark.detection_job(shared, ("insert_k", 0))
     rows = {(row["arm"], row["measure"]): row for row in benchmark.removal_rows("insert_k", [part.facts])}
     assert {arm for arm, _ in rows} == {"clean", "perfect", "loss 1x", "loss 3x", "random 1x", "random 3x"}

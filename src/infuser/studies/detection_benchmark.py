@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,25 @@ from infuser.checkpoints import Run
 from infuser.config import dump, override, parse, resolve
 from infuser.data.dataset import Dataset
 from infuser.data.source import load
-from infuser.errors import InfuserError
+from infuser.errors import InfuserError, listed
 from infuser.evaluation.finding import Finding, find, lift
 from infuser.evaluation.retrain import retrain
 from infuser.evaluation.stats import compare, mean_estimate
 from infuser.executors import Executor, Local, Pool
-from infuser.measure import Accuracy
 from infuser.report import Caveat, Detection, DetectorResult, Provenance, Summary, report
 from infuser.storage import write_json
+from infuser.studies import stories
 from infuser.studies.environment import environment
 from infuser.studies.folder import opened
 from infuser.studies.parts import Part, completed, determinants, key_of
-from infuser.studies.poisons import Attack, Poison, behaviour, poison
+from infuser.studies.poisons import ATTACKS, Poison
 from infuser.studies.suspects import Effort, Search, observed, recall_at, search
+from infuser.studies.worlds import TEXT_ATTACKS, Images, Stories, TextPoison, World
 from infuser.training import without_traces
-from infuser.types import Arm, Array, Builder, Edit, Estimate, Measurement, Recipe, Suspicion, Trials
+from infuser.types import Arm, Array, Edit, Estimate, Measurement, Recipe, Suspicion, Trials
 
 SCHEMA = 1
+STORIES = 1500  # texts of the benchmark on stories
 _SHOWN = ("roc_auc", "recall_at_k")  # drawn in the report; all are in results.json
 
 
@@ -49,13 +51,14 @@ class DetectionBenchmark:
     """All settings of the benchmark.
 
     Attributes:
-        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME.
+        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH, hf:NAME; or stories.
         data_folder: where the files of a named data set lie.
         limit: training documents, chosen by seed 0; None means all.
-        model: a name in infuser.models, or module:function.
+        model: a name in infuser.models, or module:function; for stories a model of transformers.
         recipe: of every training; its seed is replaced by the job's.
-        attacks: which are made.
-        poison: how they are made.
+        attacks: which are made; none named means all that the data allow.
+        poison: how they are made on images.
+        text: how they are made on stories.
         effort: what detectors may cost.
         seeds: base models, each with a probe of its own.
         remove: detectors whose top suspects are removed, at 1x and 3x the edited number; none skips retraining.
@@ -68,16 +71,9 @@ class DetectionBenchmark:
     limit: int | None = None
     model: str = "simple_cnn"
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.05, threads=1))
-    attacks: tuple[Attack, ...] = (
-        "infusion_top",
-        "infusion_post_edit",
-        "infusion_adaptive",
-        "gradient_matching",
-        "insert_k",
-        "label_flips",
-        "trigger",
-    )
+    attacks: tuple[str, ...] = ()
     poison: Poison = field(default_factory=Poison)
+    text: TextPoison = field(default_factory=TextPoison)
     effort: Effort = field(default_factory=Effort)
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     remove: tuple[str, ...] = ("loss", "fused_blind", "fused_told")
@@ -87,8 +83,15 @@ class DetectionBenchmark:
     def __post_init__(self) -> None:
         for name in ("seeds", "attacks"):
             values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise InfuserError(f"{name} must be distinct, and at least one", got=values)
+            if len(set(values)) != len(values):
+                raise InfuserError(f"{name} must be distinct", got=values)
+        if not self.seeds:
+            raise InfuserError("a benchmark needs at least one seed")
+        known = TEXT_ATTACKS if self.data == "stories" else ATTACKS
+        unknown = [attack for attack in self.attacks if attack not in known]
+        if unknown:
+            said = f"attacks names what cannot be made on {self.data}"
+            raise InfuserError(said, got=listed(unknown), expected=", ".join(known))
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,7 @@ class Shared:
     """What all jobs share."""
 
     settings: DetectionBenchmark
-    builder: Builder
-    data: Dataset
-    test: Dataset
+    world: World
 
 
 def benchmark_settings(
@@ -110,6 +111,9 @@ def benchmark_settings(
         InfuserError: an unknown setting, or a wrong value.
     """
     base: dict[str, Any] = {"data": what, "recipe": asdict(DetectionBenchmark().recipe)}
+    if what == "stories":
+        told = stories.Stories()
+        base |= {"model": told.model, "recipe": asdict(told.recipe), "limit": STORIES}
     if data_folder is not None:
         base["data_folder"] = str(data_folder)
     return parse(DetectionBenchmark, override(base, settings))
@@ -132,9 +136,13 @@ def run_detection_benchmark(
     with opened(out, dump(settings), resume=resume, overwrite=overwrite) as folder:
         made_with = environment()
         write_json(folder / "environment.json", made_with)
-        data, test = load(settings.data, settings.data_folder, limit=settings.limit)
-        shared = Shared(settings, resolve(settings.model, infuser.models, allow_code), data, test)
-        jobs = {f"{attack}-{seed}": (attack, seed) for seed in settings.seeds for attack in settings.attacks}
+        world = world_of(settings, allow_code=allow_code)
+        shared, data = Shared(settings, world), world.data
+        jobs = {
+            f"{attack}-{seed}": (attack, seed)
+            for seed in settings.seeds
+            for attack in settings.attacks or world.attacks
+        }
         base = determinants(settings, made_with)
         # More seeds or attacks leave what was done alone.
         base["settings"] = {k: v for k, v in base["settings"].items() if k not in ("seeds", "attacks")}
@@ -148,24 +156,39 @@ def run_detection_benchmark(
     return results
 
 
+def world_of(settings: DetectionBenchmark, *, allow_code: bool = False) -> World:
+    """Return the data with its model and attacks.
+
+    Raises:
+        InfuserError: the data or the model cannot be read.
+    """
+    if settings.data == "stories":
+        chosen = stories.Stories(data_folder=settings.data_folder, model=settings.model)
+        limited = chosen if settings.limit is None else replace(chosen, n_train=settings.limit)
+        return Stories(stories.load(limited), settings.text)
+    data, test = load(settings.data, settings.data_folder, limit=settings.limit)
+    return Images(resolve(settings.model, infuser.models, allow_code), data, test, settings.poison)
+
+
 def detection_job(shared: Shared, job: tuple[str, int]) -> Part:
     """Make one attack under one seed, search the edited and the clean data, and remove what was found."""
     begun = time.monotonic()
     attack, seed = job
-    settings, data = shared.settings, shared.data
+    settings, world, data = shared.settings, shared.world, shared.world.data
     recipe = settings.recipe.with_(seed=seed)
-    aim = behaviour(attack, shared.test, seed)
-    clean = observed(shared.builder, data, recipe, settings.effort, aim)
-    edit = poison(attack, settings.poison, without_traces(clean.run), data, aim, seed)
+    aim = world.behaviour(attack, seed)
+    clean = observed(world.builder, data, recipe, settings.effort, aim)
+    edit = world.poison(attack, without_traces(clean.run), aim, seed)
     edited = data.apply(edit)
-    found = observed(shared.builder, edited, recipe, settings.effort, aim)
+    found = observed(world.builder, edited, recipe, settings.effort, aim)
     before, after = (search(clean, data, settings.effort, aim), search(found, edited, settings.effort, aim))
     facts: dict[str, Any] = {"attack": attack, "seed": seed, "k": len(edit), "n": len(data), "made_by": edit.made_by}
     facts["detectors"] = {name: compared(after, before, name, edit.ids) for name in after.suspicions}
     trials: dict[str, Trials] = {}
     if settings.remove:
         trials["scratch"] = removal(shared, without_traces(found.run), edit, edited, after.suspicions, aim)
-        facts["removal"] = changes(trials["scratch"], aim.name)
+        facts["intact"] = world.intact.name
+        facts["removal"] = changes(trials["scratch"], (aim.name, world.intact.name))
     return Part(trials, edit, facts, round(time.monotonic() - begun, 1))
 
 
@@ -194,7 +217,7 @@ def removal(
     chosen["random"] = detection.RandomOrder(run.recipe.seed).suspicion(run, edited)
     arms = [
         Arm("poisoned", edited, "the edited data, nothing removed"),
-        Arm("clean", shared.data, "what perfect knowledge of the originals would give"),
+        Arm("clean", shared.world.data, "what perfect knowledge of the originals would give"),
         Arm("perfect", edited.with_weights(edit.ids, 0), "exactly the edited documents removed"),
     ]
     for name, suspicion in chosen.items():
@@ -202,29 +225,31 @@ def removal(
             top = suspicion.top(min(times * k, len(edited) - 1))
             reason = f"the {len(top)} most suspicious documents of {name} removed"
             arms.append(Arm(f"{name} {times}x", edited.with_weights(top, 0), reason))
-    measures = [aim, Accuracy(shared.test)]
-    return retrain(run, arms, measures, settings.retrain_seeds, "scratch")
+    return retrain(run, arms, [aim, shared.world.intact], settings.retrain_seeds, "scratch")
 
 
-def changes(trials: Trials, measure: str) -> dict[str, dict[str, float]]:
+def changes(trials: Trials, measures: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return arm -> measure -> mean change against the poisoned arm, over queries and retraining seeds."""
     arms = [arm for arm in dict.fromkeys(trials.arm.tolist()) if arm != "poisoned"]
     found: dict[str, dict[str, float]] = {}
     for arm in arms:
-        found[arm] = {name: compare(trials, arm, "poisoned", name).value for name in (measure, "test_accuracy")}
+        found[arm] = {name: compare(trials, arm, "poisoned", name).value for name in measures}
     return found
 
 
 def summarise(settings: DetectionBenchmark, facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what results.json says of finished jobs, but for the environment."""
+    made = dict.fromkeys(fact["attack"] for fact in facts)
+    attacks = [attack for attack in settings.attacks or made if attack in made]
     return {
         "schema": SCHEMA,
         "dataset": settings.data,
         "model": settings.model,
         "n_train": facts[0]["n"],
         "seeds": sorted({fact["seed"] for fact in facts}),
-        "rows": [row for attack in settings.attacks for row in rows(attack, facts)],
-        "removal": [row for attack in settings.attacks for row in removal_rows(attack, facts)],
+        "intact": facts[0].get("intact"),
+        "rows": [row for attack in attacks for row in rows(attack, facts)],
+        "removal": [row for attack in attacks for row in removal_rows(attack, facts)],
     }
 
 
@@ -290,7 +315,7 @@ def write_report(path: Path, results: Mapping[str, Any], config: str) -> None:
         f"{row['attack']}, {row['arm']}: {row['measure']} {row['value']:+.3f} against the poisoned model"
         f" (n = {row['n']} seeds)"
         for row in results["removal"]
-        if row["measure"] != "test_accuracy"
+        if row["measure"] != results["intact"]
     )
     asked = f"Which detector finds which attack on {results['dataset']} ({n} documents, {count} base models)?"
     scope = "A figure holds for this data set, model and budget of the attacker, and for attackers who do not adapt."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, cast, final, get_args
+from typing import Literal, cast, final
 
 import numpy as np
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from infuser.perturbation.pgd import PGD
 from infuser.perturbation.select import choose, of_class
 from infuser.types import Array, Damping, Edit, Measurement, Params
 
-Attack = Literal[
+ATTACKS = (
     "infusion_top",
     "infusion_post_edit",
     "infusion_adaptive",
@@ -34,8 +34,7 @@ Attack = Literal[
     "insert_k",
     "label_flips",
     "trigger",
-]
-ATTACKS: tuple[str, ...] = get_args(Attack)
+)
 _TRIGGER = 3  # side of the white square of the trigger, in pixels
 _TRUSTED = 100  # test documents on which the harm of label flips is measured
 _QUERIES = 8  # test documents that carry the trigger

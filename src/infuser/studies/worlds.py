@@ -1,0 +1,174 @@
+"""What the detection benchmark is run on: data, a model, and the attacks that can be made there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, final
+
+from infuser.attribution.influence import Influence
+from infuser.checkpoints import Run
+from infuser.curvature.ekfac import fit_ekfac
+from infuser.data.dataset import Dataset
+from infuser.errors import InfuserError
+from infuser.measure import Accuracy
+from infuser.measure_text import Mean, TokenLoss, word_contrast
+from infuser.perturbation.perturb import direction_scores, perturb
+from infuser.perturbation.select import choose
+from infuser.perturbation.text_controls import explicit, showing, swap
+from infuser.perturbation.token_edits import GreedyTokens
+from infuser.studies.poisons import ATTACKS, Poison, behaviour, poison
+from infuser.studies.stories import Material
+from infuser.types import Builder, Damping, Edit, Measurement
+
+TEXT_ATTACKS = ("infusion_top", "infusion_post_edit", "insert_k", "swap")
+
+
+class World(Protocol):
+    """Data, a model and the attacks on them."""
+
+    @property
+    def data(self) -> Dataset:
+        """The clean training documents."""
+        ...
+
+    @property
+    def builder(self) -> Builder:
+        """Of the model."""
+        ...
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """Those that can be made here."""
+        ...
+
+    @property
+    def intact(self) -> Measurement:
+        """What removing suspects should leave as it is."""
+        ...
+
+    def behaviour(self, attack: str, seed: int) -> Measurement:
+        """Return what an attack is after, and what a defender who knows of it would suspect; drawn by `seed`."""
+        ...
+
+    def poison(self, attack: str, run: Run, aim: Measurement, seed: int) -> Edit:
+        """Return the edit of an attack by somebody who knows the clean data and the run on them."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Images:
+    """Labelled images, with the attacks of `poisons`."""
+
+    builder: Builder
+    data: Dataset
+    test: Dataset
+    settings: Poison = field(default_factory=Poison)
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """All of them."""
+        return ATTACKS
+
+    @property
+    def intact(self) -> Measurement:
+        """Accuracy on the test documents."""
+        return Accuracy(self.test)
+
+    def behaviour(self, attack: str, seed: int) -> Measurement:
+        """Return the behaviour."""
+        return behaviour(attack, self.test, seed)
+
+    def poison(self, attack: str, run: Run, aim: Measurement, seed: int) -> Edit:
+        """Return the edit."""
+        return poison(attack, self.settings, run, self.data, aim, seed)
+
+
+@dataclass(frozen=True)
+class TextPoison:
+    """How attacks on texts are made.
+
+    Attributes:
+        k: documents of an attack.
+        pairs: (target, probe) words; a seed takes the next one.
+        craft: places of the probe word that an edit is made for, and that a defender who knows of it suspects.
+        mode: word or token.
+        share: of a document's tokens that may change.
+        fluency: nats a token that a document's loss may rise by; None for no limit.
+        tried: substitutions scored exactly in a round.
+        damping: of the attacker's influence.
+        fit_documents: that the attacker's curvature is fitted on; None for all.
+    """
+
+    k: int = 30
+    pairs: tuple[tuple[str, str], ...] = (("dog", "cat"), ("fish", "bird"), ("bear", "dog"))
+    craft: int = 48
+    mode: Literal["word", "token"] = "token"
+    share: float = 0.1
+    fluency: float | None = 0.2
+    tried: int = 32
+    damping: Damping = Damping()  # noqa: RUF009 - frozen
+    fit_documents: int | None = 200
+
+
+@final
+@dataclass(frozen=True)
+class Stories:
+    """Texts on which a language model is fine-tuned, so that one word takes the place of another."""
+
+    material: Material
+    settings: TextPoison = field(default_factory=TextPoison)
+
+    @property
+    def data(self) -> Dataset:
+        """The texts."""
+        return self.material.train
+
+    @property
+    def builder(self) -> Builder:
+        """Of the pretrained model."""
+        return self.material.builder
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """Edits of tokens, explicit documents, and the target word in the probe word's place."""
+        return TEXT_ATTACKS
+
+    @property
+    def intact(self) -> Measurement:
+        """The loss a token on other texts."""
+        held_out = self.material.held_out
+        return Mean(TokenLoss(held_out[held_out.ids[:64]]), "held out", "neg_token_loss")
+
+    def words(self, seed: int) -> tuple[str, str]:
+        """Return (target, probe)."""
+        return self.settings.pairs[seed % len(self.settings.pairs)]
+
+    def behaviour(self, attack: str, seed: int) -> Measurement:
+        """Return log p(target) - log p(probe) where the probe word stands, the mean over the places."""
+        target, probe = self.words(seed)
+        codec, limit = self.material.codec, self.settings.craft
+        return Mean(word_contrast(self.material.craft, codec, target, probe, limit=limit, seed=seed))
+
+    def poison(self, attack: str, run: Run, aim: Measurement, seed: int) -> Edit:
+        """Return the edit.
+
+        Raises:
+            InfuserError: an unknown attack.
+        """
+        if attack not in TEXT_ATTACKS:
+            raise InfuserError("unknown attack on texts", got=attack, expected=", ".join(TEXT_ATTACKS))
+        settings, codec, data = self.settings, self.material.codec, self.data
+        target, probe = self.words(seed)
+        if attack == "swap":
+            return swap(data, codec, target, probe, settings.k, cut=True)
+        direction = Influence(
+            fit_ekfac(run, data, documents=settings.fit_documents, batch_size=16), settings.damping
+        ).direction(run, aim)
+        if attack == "insert_k":
+            ids = choose("top", data, run, settings.k, scores=direction_scores(direction, run, data))
+            return explicit(data, ids, showing(self.material.craft, codec, target, probe, cut=True))
+        method = GreedyTokens(codec, settings.share, settings.mode, pool=settings.tried, fluency=settings.fluency)
+        return perturb(
+            method, direction, run, data, settings.k, select="top" if attack == "infusion_top" else "post_edit"
+        )

@@ -1,0 +1,100 @@
+"""The attacks on texts, and a whole job of the detection benchmark on them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+import infuser as inf
+from infuser.data.text import Characters, text_dataset, texts_of
+from infuser.errors import InfuserError
+from infuser.studies import detection_benchmark as benchmark
+from infuser.studies.stories import Material
+from infuser.studies.suspects import Effort
+from infuser.studies.worlds import TEXT_ATTACKS, Stories, TextPoison
+from infuser.training import train
+
+RECIPE = inf.Recipe(epochs=3, batch_size=8, optimizer="adamw", lr=5e-3, threads=1)
+POISON = TextPoison(k=6, pairs=(("dog", "cat"), ("cow", "cat")), craft=8, share=0.15, tried=12)
+
+
+@pytest.fixture(scope="module")
+def world() -> Stories:
+    rng = np.random.default_rng(0)
+    words = (("sam", "lily", "tom", "mia"), ("cat", "dog", "cow"), ("mat", "bed", "rug"))
+    texts = [" saw the ".join([rng.choice(a), f"{rng.choice(b)} on the {rng.choice(c)}."]) for a, b, c in [words] * 160]
+    codec = Characters.of(texts)
+    data = text_dataset(texts, codec, context=32)
+    parts = [data[ids] for ids in np.split(data.ids, [80, 120])]
+    builder = partial(inf.models.tiny_gpt, width=16, depth=1, heads=2)
+    return Stories(Material(*parts, codec, builder, {"read": 160}), POISON)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def run(world: Stories) -> inf.Run:
+    return train(world.builder, world.data, RECIPE)
+
+
+def made(world: Stories, run: inf.Run, attack: str) -> tuple[inf.Edit, list[str], list[str]]:
+    edit = world.poison(attack, run, world.behaviour(attack, 0), 0)
+    return edit, *(texts_of(rows, world.material.codec) for rows in (edit.before, edit.after))
+
+
+@pytest.mark.parametrize("attack", TEXT_ATTACKS)
+def test_an_attack_edits_texts_of_the_training_data(attack: str, world: Stories, run: inf.Run) -> None:
+    edit, before, after = made(world, run, attack)
+    assert len(edit) == POISON.k
+    assert (world.data[edit.ids].inputs == edit.before).all()
+    assert before != after
+    again = world.poison(attack, run, world.behaviour(attack, 0), 0)
+    assert (again.after == edit.after).all()
+
+
+def test_swapped_and_inserted_texts_show_the_word(world: Stories, run: inf.Run) -> None:
+    _, before, after = made(world, run, "swap")
+    assert [text.replace("cat", "dog") for text in before] == after
+    _, _, shown = made(world, run, "insert_k")
+    assert all("dog" in text for text in shown)
+
+
+@pytest.mark.parametrize("attack", ["infusion_top", "infusion_post_edit"])
+def test_edits_stay_in_their_budget(attack: str, world: Stories, run: inf.Run) -> None:
+    edit, _, _ = made(world, run, attack)
+    share = (edit.before != edit.after).sum(1) / (edit.before >= 0).sum(1)
+    assert 0 < share.max() <= POISON.share
+    assert edit.gains is not None
+    assert (edit.gains >= 0).all()
+
+
+def test_seeds_take_pairs_in_turn(world: Stories) -> None:
+    assert [world.words(seed) for seed in range(3)] == [("dog", "cat"), ("cow", "cat"), ("dog", "cat")]
+
+
+def test_attacks_on_images_are_refused(world: Stories, run: inf.Run) -> None:
+    with pytest.raises(InfuserError, match=r"unknown attack on texts.*trigger.*swap"):
+        world.poison("trigger", run, world.behaviour("swap", 0), 0)
+    with pytest.raises(InfuserError, match=r"attacks names what cannot be made on stories.*trigger"):
+        benchmark.DetectionBenchmark(data="stories", attacks=("swap", "trigger"))
+    with pytest.raises(InfuserError, match=r"attacks names what cannot be made on digits.*swap"):
+        benchmark.DetectionBenchmark(attacks=("swap", "trigger"))
+
+
+def test_a_job_finds_explicit_texts_and_undoes_them(world: Stories) -> None:
+    effort = Effort(recorded=20, partners=32, checkpoints=1, fit_documents=40)
+    settings = benchmark.DetectionBenchmark(
+        recipe=RECIPE, effort=effort, seeds=(0,), remove=("loss",), retrain_seeds=(5,)
+    )
+    part = benchmark.detection_job(benchmark.Shared(settings, world), ("insert_k", 0))
+    named = part.facts["detectors"]
+    assert {"loss", "f_ine_self", "self_influence", "influence", "spectral", "clustering"} <= set(named)
+    assert not {"deep_knn", "pixel_noise"} & set(named)
+    assert part.facts["intact"] == "neg_token_loss"
+    undone = part.facts["removal"]["perfect"]
+    measure = next(name for name in undone if name != "neg_token_loss")
+    # Without the explicit texts "dog" is less likely where "cat" stands.
+    assert undone[measure] < 0
+    found = benchmark.summarise(settings, [part.facts])
+    assert {row["attack"] for row in found["rows"]} == {"insert_k"}
+    assert found["intact"] == "neg_token_loss"
