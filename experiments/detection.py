@@ -26,6 +26,7 @@ from infuser.studies.audit import Audit, run_audit
 from infuser.studies.audit_report import found
 from infuser.studies.detection_benchmark import DetectionBenchmark, estimated, run_detection_benchmark, summarise
 from infuser.studies.poisons import Poison
+from infuser.studies.stories import Stories
 from infuser.studies.suspects import Effort
 from infuser.types import Recipe
 
@@ -49,6 +50,18 @@ CASES = {
         poison=Poison(k=100, radius=16, steps=30),
         effort=EFFORT,
         seeds=(0, 1, 2),
+    ),
+    "cifar10": DetectionBenchmark(
+        data="cifar10",
+        limit=10_000,
+        model="detection:small_cnn",
+        recipe=Recipe(epochs=10, batch_size=16, lr=0.05, threads=1),
+        poison=Poison(k=100, radius=8, steps=30),
+        effort=EFFORT,
+        seeds=(0, 1, 2),
+    ),
+    "stories": DetectionBenchmark(
+        data="stories", limit=1500, model=Stories().model, recipe=Stories().recipe, effort=EFFORT, seeds=(0, 1, 2)
     ),
 }
 
