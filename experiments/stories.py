@@ -36,7 +36,7 @@ PAIRS = (
     ("owl", "bird"), ("wolf", "dog"), ("tiger", "cat"), ("elephant", "dog"),
 )  # fmt: skip
 EQUAL = ("clean_rewrite", "random_docs", "insert_k", "swap_tokens")
-BASE = Stories(pairs=PAIRS, held_out=96, controls=EQUAL, seeds=(101, 102, 103, 104, 105))
+BASE = Stories(pairs=PAIRS, held_out=96, fluency=None, controls=EQUAL, seeds=(101, 102, 103, 104, 105))
 SIDE = replace(BASE, seeds=(101, 102, 103))
 FEW = replace(SIDE, pairs=PAIRS[:3], controls=("random_docs", "swap_tokens"))
 ADAPTERS = LoRA(rank=8, alpha=16, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))

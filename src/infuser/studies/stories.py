@@ -56,7 +56,8 @@ class Stories:
         share: of a document's tokens that may change.
         rounds: of greedy edits.
         tried: substitutions scored exactly in a round.
-        fluency: see GreedyTokens.
+        fluency: nats a token that a document's loss may rise by; None for no limit. Without one, edits of tokens break
+            the target word off after its first pieces, and the model learns that too.
         ban: no edit may bring in the target word or its tokens.
         select: post_edit, top, random, ...
         pool: of post_edit.
@@ -91,7 +92,7 @@ class Stories:
     share: float = 0.1
     rounds: int = 3
     tried: int = 32
-    fluency: float | None = None
+    fluency: float | None = 0.2
     ban: bool = False
     select: Literal["post_edit", "top", "bottom", "random"] = "post_edit"
     pool: float = 2.0
