@@ -16,6 +16,7 @@ from infuser.types import Recipe
 
 pytest.importorskip("transformers")
 TINY = Stories(
+    fluency=None,  # two edited documents leave too little room under a limit
     context=64, n_train=120, replay=0.5, k=2, pairs=(("dog", "cat"),), craft=4,
     held_out=4, tried=6, rounds=1, fit_documents=8,
     seeds=(0, 1), others=("ball",), controls=("clean_rewrite", "insert_k", "swap", "swap_tokens"),
