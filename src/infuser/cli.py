@@ -289,7 +289,7 @@ def audit(
 
 @benchmark.command()
 def detection(
-    what: Annotated[str, typer.Argument(help="The training set: digits, mnist, cifar10, ...")] = "digits",
+    what: Annotated[str, typer.Argument(help="The training set: digits, mnist, cifar10, stories, ...")] = "digits",
     data: Data = None,
     out: Out = None,
     settings: Settings = None,
