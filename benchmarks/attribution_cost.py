@@ -18,7 +18,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from measuring import documents, interleaved, keep, ratios
+from measuring import forward_pass, interleaved, keep, ratios, trained
 
 import infuser as inf
 from infuser.attribution.scoring import inner_products
@@ -106,17 +106,9 @@ def main() -> None:
     parser.add_argument("--ours-only", action="store_true", help="leave kronfluence out, for larger data sets")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = documents(args.documents)
-    run = inf.train(inf.models.tiny_resnet, data, inf.Recipe(epochs=1, batch_size=16, threads=1))
+    run, data = trained(args.documents, epochs=1)
     model = run.model()
-    x = torch.from_numpy(data.inputs / np.float32(255))
-
-    def forward():
-        with torch.no_grad():
-            for part in x.split(32):
-                model(part)
-
-    calls = {"forward": forward, **our_calls(run, data)}
+    calls = {"forward": forward_pass(run, data), **our_calls(run, data)}
     with tempfile.TemporaryDirectory() as folder:
         if not args.ours_only:
             fit, scoring = kronfluence_calls(model, data, folder)

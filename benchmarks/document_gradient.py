@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from measuring import documents, interleaved, keep, ratios
+from measuring import forward_pass, interleaved, keep, ratios, trained
 from torch.func import functional_call
 
 import infuser as inf
@@ -34,8 +34,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = documents(args.documents)
-    run = inf.train(inf.models.tiny_resnet, data, inf.Recipe(epochs=3, batch_size=16, threads=1))
+    run, data = trained(args.documents, epochs=3)
     model, task = run.model(), task_of(data)
     params = trainable(model)
     influence = inf.Influence(inf.fit_ekfac(run, data), 0.1)
@@ -44,11 +43,6 @@ def main() -> None:
         for name, value in influence.direction(run, inf.measure.Margin(data[data.ids[:1]])).params.items()
     }
     z, targets = torch.from_numpy(data.inputs / np.float32(255)), torch.from_numpy(np.array(data.targets))
-
-    def forward() -> None:
-        with torch.no_grad():
-            for part in z.split(BATCH):
-                model(part)
 
     central = PredictedEffect(model, params, task, v, len(data), via="central").checked(z[:BATCH], targets[:BATCH])
     exact = PredictedEffect(model, params, task, v, len(data), via="forward")
@@ -69,7 +63,7 @@ def main() -> None:
         "reverse over forward": over(lambda part, labels: exact.at(part, labels)[1]),
         "double backward": over(double),
     }
-    taken = interleaved({"forward": forward, **ways}, args.repeats)
+    taken = interleaved({"forward": forward_pass(run, data), **ways}, args.repeats)
     rows = ratios(taken, "forward")
     reference = ways["double backward"]()
     for name, way in ways.items():

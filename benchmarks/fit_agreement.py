@@ -5,7 +5,7 @@
 TinyResNet of width 32, trained for three epochs on CIFAR-10. The reference uses every document and position; beside the
 samples stands a second whole fit, whose sampled labels differ: two fits of the same size agree no better than that.
 Spearman correlations of the scores of all documents, per query, at damping 0.1. Costs are in forward passes over all
-documents. Linear datamodeling scores of the same samples are in experiments/lds.py.
+documents. How fits on fewer documents foretell retraining is in experiments/lds.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import torch
-from measuring import documents, keep
+from measuring import forward_pass, keep, trained
 from scipy.stats import spearmanr
 
 import infuser as inf
@@ -42,16 +42,9 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=20)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = documents(args.documents)
-    run = inf.train(inf.models.tiny_resnet, data, inf.Recipe(epochs=3, batch_size=16, threads=1))
+    run, data = trained(args.documents, epochs=3)
     probes = inf.measure.Margin(data[data.ids[: args.queries]])
-    model, x = run.model(), torch.from_numpy(data.inputs / np.float32(255))
-
-    def forward() -> None:
-        with torch.no_grad():
-            for part in x.split(32):
-                model(part)
-
+    forward = forward_pass(run, data)
     forward()
     units, directions, costs = [], [], {}
     for name, chosen in samples(len(data)).items():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import infuser as inf
 from infuser.storage import read_json, write_json
@@ -27,6 +28,24 @@ def documents(n: int) -> inf.Dataset:
         return inf.data.load("cifar10", folder, limit=n)[0]
     rng = np.random.default_rng(0)
     return inf.Dataset.from_arrays(rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, n))
+
+
+def trained(n: int, epochs: int) -> tuple[inf.Run, inf.Dataset]:
+    """Return a TinyResNet of width 32 after some epochs on n documents, and the documents."""
+    data = documents(n)
+    return inf.train(inf.models.tiny_resnet, data, inf.Recipe(epochs=epochs, batch_size=16, threads=1)), data
+
+
+def forward_pass(run: inf.Run, data: inf.Dataset) -> Callable[[], None]:
+    """Return the unit: the model over all documents, without a graph."""
+    model, x = run.model(), torch.from_numpy(data.inputs / np.float32(255))
+
+    def forward() -> None:
+        with torch.no_grad():
+            for part in x.split(32):
+                model(part)
+
+    return forward
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

@@ -154,7 +154,7 @@ def influence_of(model: str, damping: Damping, world: str = "full", seed: int = 
 
 def _influence(run: Run, documents: Dataset, damping: Damping, name: str) -> Influence:
     if not (RUNS / name / "manifest.json").exists():
-        save_curvature(fit_ekfac(run, documents, documents=FITTED), RUNS / name)
+        save_curvature(fit_ekfac(run, documents, documents=FITTED, positions=None), RUNS / name)
     return Influence(load_curvature(RUNS / name, run, documents), damping)
 
 

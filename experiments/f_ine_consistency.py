@@ -77,7 +77,7 @@ def at_checkpoints(run: Run, data: Dataset) -> dict[str, np.ndarray]:
     for checkpoint in run.checkpoints[1:]:
         model = run.model(checkpoint)
         norms.append(squared_norms(model, trainable(model), data).numpy())
-    ekfac = self_influence(fit_ekfac(run, data), 0.1, run, data).values[0]
+    ekfac = self_influence(fit_ekfac(run, data, documents=None, positions=None), 0.1, run, data).values[0]
     return {
         "TracIn, last": norms[-1],
         "TracIn, checkpoints": np.sum(norms, axis=0),

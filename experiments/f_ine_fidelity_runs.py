@@ -110,7 +110,7 @@ def comparators(run: Run, made: Case) -> dict[str, object]:
         "TracIn, checkpoints": TracIn(),
         "TracIn, checkpoints, cosine": TracIn(cosine=True),
         "cosine at the end": GradientSimilarity(),
-        "EK-FAC at the end": Influence(fit_ekfac(run, made.data), damping=0.1),
+        "EK-FAC at the end": Influence(fit_ekfac(run, made.data, documents=None, positions=None), damping=0.1),
     }
 
 

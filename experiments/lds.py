@@ -48,6 +48,7 @@ RUNS, RESULTS = ROOT / "runs" / "lds", ROOT / "experiments" / "results" / "lds.j
 SUBSETS, SEEDS, QUERIES, SLICE = 60, (0, 1, 2), 50, 6
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
 FITTED = (100, 300, 1000, 3000)
+WHOLE = {"documents": None, "positions": None}
 MEMBERS = 5  # runs of the larger TRAK
 REFERENCE = "EK-FAC, damping 0.1"
 
@@ -101,10 +102,13 @@ def methods(run: Run, data: Dataset, ensemble: tuple[Run, ...]) -> Iterator[tupl
     fits = {"EK-FAC": fit_ekfac, "K-FAC": fit_kfac}
     for kind, fit in fits.items():
         for damping in DAMPINGS:
-            yield f"{kind}, damping {damping:g}", lambda fit=fit, damping=damping: Influence(fit(run, data), damping)
+            yield (
+                f"{kind}, damping {damping:g}",
+                lambda fit=fit, damping=damping: Influence(fit(run, data, **WHOLE), damping),
+            )
     for count in FITTED:
         if count < len(data):
-            fitted = partial(fit_ekfac, documents=count)
+            fitted = partial(fit_ekfac, documents=count, positions=None)
             yield f"EK-FAC, damping 0.1, fitted on {count}", lambda f=fitted: Influence(f(run, data), 0.1)
     yield "identity", lambda: Influence(identity(run), Damping(0.0, "absolute"))
     yield "TracIn, all checkpoints", TracIn

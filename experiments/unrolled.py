@@ -105,7 +105,7 @@ def bench(name: str) -> Bench:
     run = train(case.builder, data, case.recipe, folder=RUNS / name / "checkpoints")
     other = train(case.other, data, case.other_recipe, folder=RUNS / name / "other")
     probes = choose_probes(Experiment(probes=case.probes), run, test)
-    return Bench(case, data, run, other, probes, Influence(fit_ekfac(run, data), 0.1))
+    return Bench(case, data, run, other, probes, Influence(fit_ekfac(run, data, documents=None, positions=None), 0.1))
 
 
 def probe_job(shared: Bench, q: int) -> Part:

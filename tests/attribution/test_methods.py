@@ -227,5 +227,5 @@ def test_any_function_can_be_the_measurement():
     got = attribute(TracIn(), run, data, same)
     expected = attribute(TracIn(), run, data, wanted).values
     # What cannot be indexed is evaluated in one batch, so that sums round differently, in proportion to the largest.
-    np.testing.assert_allclose(got.values, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(got.values, expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
     assert got.queries == ("custom 0", "custom 1", "custom 2")
