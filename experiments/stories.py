@@ -36,7 +36,7 @@ PAIRS = (
     ("owl", "bird"), ("wolf", "dog"), ("tiger", "cat"), ("elephant", "dog"),
 )  # fmt: skip
 EQUAL = ("clean_rewrite", "random_docs", "insert_k", "swap_tokens")
-BASE = Stories(pairs=PAIRS, held_out=96, fluency=None, controls=EQUAL, seeds=(101, 102, 103, 104, 105))
+BASE = Stories(pairs=PAIRS, held_out=96, fluency=None, whole=False, controls=EQUAL, seeds=(101, 102, 103, 104, 105))
 SIDE = replace(BASE, seeds=(101, 102, 103))
 FEW = replace(SIDE, pairs=PAIRS[:3], controls=("random_docs", "swap_tokens"))
 ADAPTERS = LoRA(rank=8, alpha=16, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
@@ -53,6 +53,7 @@ VARIANTS = {
     "token 5 %, 5 % of tokens": replace(FEW, share=0.05),
     "token 5 %, target banned": replace(FEW, ban=True),
     "token 5 %, fluency 0.2": replace(BASE, fluency=0.2),  # tried on FEW first; the other pairs confirm it
+    "token 5 %, fluency 0.2, whole": replace(BASE, fluency=0.2, whole=True),
     "token 5 %, fluency 0.5": replace(FEW, fluency=0.5),
     "token 5 %, whole stories": replace(FEW, context=384, on_long="drop"),
 }

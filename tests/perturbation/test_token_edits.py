@@ -133,6 +133,50 @@ def test_banned_words_and_their_tokens_stay_out() -> None:
     assert not letters & set(held.after[held.after != held.before].tolist())
 
 
+def test_a_whole_word_is_put_in_as_a_whole_or_not_at_all() -> None:
+    codec = Characters("abcd ")
+    ds = text_dataset(["dd dddd dd"], codec, 12)
+    free = Lexicon.of(ds, codec, 10, words=False)
+    held = Lexicon.of(ds, codec, 10, whole=("abc",), words=False)
+    a, b, c, d = codec.encode("abcd")
+    assert held.whole == ((a, b, c),)
+    row, place = ds.inputs[0], 4  # "dddd" begins there
+    draft = Draft(row, row, ds.targets[0], 0.0, 0.0)
+    parts = [Substitution(place, (a,)), Substitution(place + 1, (b,)), Substitution(place + 2, (c,))]
+    assert stacked(parts, draft, free, 3)[0] == parts
+    assert stacked(parts, draft, held, 3)[0] == [parts[0], parts[2]]  # "ab" before "d" would break the word off
+    assert stacked(parts[::-1], draft, held, 3)[0] == parts[::-1]  # but not before "c"
+    whole = Substitution(place, held.whole[0])
+    assert stacked([whole], draft, held, 4)[0] == [whole]
+    written = stacked([whole], draft, held, 4)[1][0][0]
+    assert (held.broken_off(row), held.broken_off(written)) == (0, 0)
+    written[place + 2] = d
+    assert held.broken_off(written) == 1
+
+    # It is proposed in every run of letters that has room for it, and by nobody else.
+    def starts(lexicon: Lexicon) -> list[int]:
+        return [t for t, candidates in sites(row, lexicon, "token") if candidates.shape[1] == 3]
+
+    editable = np.isin(row, sorted(codec.editable))
+    assert starts(held) == [t for t in range(len(row) - 2) if editable[t : t + 3].all()] == [4, 5]
+    assert starts(free) == []
+
+
+def test_an_edit_breaks_no_whole_word_off_that_it_broke_off_before() -> None:
+    lexicon = Lexicon.of(small.data(), CODEC, 10, words=False)
+    broken = {}
+    for word in small.WORDS:
+        counted = replace(lexicon, whole=(tuple(CODEC.encode(word)),))
+        edit = edited(mode="token")
+        broken[word] = sum(counted.broken_off(x) for x in edit.after) - sum(counted.broken_off(x) for x in edit.before)
+    word = max(broken, key=lambda w: broken[w])
+    assert broken[word] > 0
+    counted = replace(lexicon, whole=(tuple(CODEC.encode(word)),))
+    held = edited(mode="token", whole=(word,))
+    assert all(counted.broken_off(a) <= counted.broken_off(b) for a, b in zip(held.after, held.before, strict=True))
+    assert (held.gains > 0).all()
+
+
 def test_a_fluency_limit_holds_and_costs_gain() -> None:
     effect = TokenEffect.of(small.direction(), small.run(), small.data())
     free, held = edited(mode="token"), edited(mode="token", fluency=0.05)

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypeAlias, final
 import numpy as np
 
 from infuser.data.dataset import IGNORED, Dataset
-from infuser.data.text import PAD, Codec
+from infuser.data.text import Codec
 from infuser.data.words import vocabulary, words_of
 from infuser.perturbation.token_effect import TokenEffect
 from infuser.types import Array
@@ -75,44 +75,76 @@ class Lexicon:
         tokens: (V,) bool, the single tokens that may be put in.
         words: kind -> (M, n) ids as they stand behind a space; a kind is (n tokens, capitalised, they hold the space).
         ban: words that no edit may bring in, nor any of their tokens.
+        whole: ids of words, as they stand behind a space, that no edit may break off; without a token for the space.
     """
 
     codec: Codec
     tokens: Array
     words: dict[Kind, Array]
-    ban: tuple[str, ...]
+    ban: tuple[str, ...] = ()
+    whole: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(cls, data: Dataset, codec: Codec, size: int, ban: Sequence[str] = (), *, words: bool = True) -> Lexicon:
+    def of(
+        cls,
+        data: Dataset,
+        codec: Codec,
+        size: int,
+        ban: Sequence[str] = (),
+        whole: Sequence[str] = (),
+        *,
+        words: bool = True,
+    ) -> Lexicon:
         """Return the lexicon of the `size` commonest words of a data set and of all editable tokens."""
         allowed = np.zeros(codec.size, dtype=bool)
         allowed[sorted(codec.editable)] = True
-        pieces = {
-            i for word in ban for i in (*codec.encode(word), *codec.encode("a " + word)[len(codec.encode("a")) :])
-        }
+        pieces = {i for word in ban for i in (*codec.encode(word), *_behind_space(codec, word))}
         allowed[sorted(pieces)] = False
         groups: dict[Kind, list[tuple[int, ...]]] = {}
         for entry in vocabulary(data, codec, size) if words else ():
             if pieces.isdisjoint(entry.ids) and not any(word.lower() in entry.text.lower() for word in ban):
                 kind = (len(entry.ids), entry.text[0].isupper(), entry.spaced)
                 groups.setdefault(kind, []).append(entry.ids)
-        return cls(codec, allowed, {key: np.array(rows) for key, rows in groups.items()}, tuple(ban))
+        kept = tuple(tuple(i for i in _behind_space(codec, word) if codec.pieces[i].strip()) for word in whole)
+        return cls(codec, allowed, {key: np.array(rows) for key, rows in groups.items()}, tuple(ban), kept)
 
     def banned(self, text: str) -> int:
         """Return how often a banned word stands in a text."""
         return sum(text.lower().count(word.lower()) for word in self.ban)
+
+    def broken_off(self, row: Array) -> int:
+        """Return how often the first two tokens of a word of `whole` stand in a document without the rest of it.
+
+        The first token alone does not count: other words begin with it too.
+        """
+        return sum(_count(row, word[:2]) - _count(row, word) for word in self.whole)
+
+
+def _behind_space(codec: Codec, word: str) -> tuple[int, ...]:
+    return tuple(codec.encode("a " + word)[len(codec.encode("a")) :])
+
+
+def _count(row: Array, ids: Sequence[int]) -> int:
+    if len(ids) > len(row):
+        return 0
+    windows = np.lib.stride_tricks.sliding_window_view(row, len(ids))
+    return int((windows == np.asarray(ids)).all(1).sum())
 
 
 def sites(row: Array, lexicon: Lexicon, mode: Literal["word", "token"]) -> Iterator[tuple[int, Array]]:
     """Yield (start, candidates (M, n)) for every place that may be edited; padding, specials and newlines are none.
 
     In mode `word` a place is a word behind a space and the candidates are words of as many tokens and the same case; in
-    mode `token` it is a token of letters.
+    mode `token` it is a token of letters, or as many of them as a word of `whole` has.
     """
     if mode == "token":
         candidates = np.flatnonzero(lexicon.tokens)[:, None]
-        editable = lexicon.codec.editable
-        yield from ((t, candidates) for t, i in enumerate(row.tolist()) if i != PAD and i in editable)
+        editable = np.isin(row, sorted(lexicon.codec.editable))
+        yield from ((t, candidates) for t in np.flatnonzero(editable).tolist())
+        for ids in lexicon.whole:
+            if 1 < len(ids) <= len(row) and lexicon.tokens[list(ids)].all():
+                room = np.lib.stride_tricks.sliding_window_view(editable, len(ids)).all(1)
+                yield from ((t, np.array([ids])) for t in np.flatnonzero(room).tolist())
         return
     none: Array = np.empty((0, 0), dtype=np.int64)
     for word in words_of(row, lexicon.codec):

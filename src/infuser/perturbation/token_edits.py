@@ -100,6 +100,9 @@ class GreedyTokens:
         per_site: most of them in one place.
         proposer: what ranks them beforehand.
         ban: words that no edit may bring in, nor any of their tokens.
+        whole: words that no edit may break off: their first two tokens may not stand without the rest more often than
+            before. Edits of tokens may put them in as a whole. A model that is certain how a word goes on shows no
+            gradient there, so that the score is blind to what a broken word teaches it.
         fluency: nats per token that the document's loss under the clean model may rise by; None for no limit.
         words: how many of the data's commonest words may be put in.
     """
@@ -112,6 +115,7 @@ class GreedyTokens:
     per_site: int = 4
     proposer: Proposer = field(default_factory=LabelGain)
     ban: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
     fluency: float | None = None
     words: int = 1500
 
@@ -146,15 +150,19 @@ class GreedyTokens:
         effect, lexicon = TokenEffect.of(direction, run, data), self.lexicon(data)
         bounds = np.zeros(len(data))
         for i, (row, target) in enumerate(zip(data.inputs, data.targets, strict=True)):
-            best = propose(effect.label_gains(row, target), row, lexicon, self.mode, len(row), 1)
-            costs = np.cumsum([len(s.ids) for s in best])
-            room = TokenBudget(self.share).tokens(row)
-            bounds[i] = sum(max(s.gain, 0.0) for s, cost in zip(best, costs, strict=True) if cost <= room)
+            room, written = TokenBudget(self.share).tokens(row), set[int]()
+            for s in propose(effect.label_gains(row, target), row, lexicon, self.mode, len(row), 1):
+                if not written.isdisjoint(s.places):
+                    continue
+                if s.gain <= 0 or len(written) + len(s.ids) > room:
+                    break
+                written.update(s.places)
+                bounds[i] += s.gain
         return bounds
 
     def lexicon(self, data: Dataset) -> Lexicon:
         """Return what may be put into documents of `data`."""
-        return Lexicon.of(data, self.codec, self.words, self.ban, words=self.mode == "word")
+        return Lexicon.of(data, self.codec, self.words, self.ban, self.whole, words=self.mode == "word")
 
     def rewrite(self, effect: TokenEffect, lexicon: Lexicon, row: Array, target: Array) -> tuple[Draft, float]:
         """Return (the edited document, the score that it had before)."""
@@ -197,6 +205,7 @@ class GreedyTokens:
 
     def __str__(self) -> str:
         limits = [f"without {', '.join(self.ban)}"] if self.ban else []
+        limits += [f"never breaking off {', '.join(self.whole)}"] if self.whole else []
         limits += [f"at most {self.fluency:g} nats a token less likely"] if self.fluency is not None else []
         return "; ".join([f"greedy {self.mode} edits of {TokenBudget(self.share)}, {self.proposer}", *limits])
 
@@ -211,7 +220,7 @@ def stacked(
 ) -> tuple[list[Substitution], list[tuple[Array, Array]]]:
     """Return (substitutions, document after each): those that fit beside the ones before them.
 
-    One that overlaps, breaks the round trip, brings in a banned word or exceeds `room` further tokens is passed over.
+    One that overlaps, exceeds `room` further tokens or makes a document that is not `writable` is passed over.
     """
     row, target = draft.row, draft.target
     kept: list[Substitution] = []
@@ -235,8 +244,8 @@ def stacked(
 
 
 def writable(row: Array, original: Array, lexicon: Lexicon) -> bool:
-    """Return whether a document's text encodes to its tokens and holds no banned word that was not there before."""
-    if not survives(row, lexicon.codec):
+    """Return whether a text encodes to its tokens and neither brings in a banned word nor breaks off a whole one."""
+    if not survives(row, lexicon.codec) or lexicon.broken_off(row) > lexicon.broken_off(original):
         return False
     if not lexicon.ban:
         return True

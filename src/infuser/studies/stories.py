@@ -56,8 +56,8 @@ class Stories:
         share: of a document's tokens that may change.
         rounds: of greedy edits.
         tried: substitutions scored exactly in a round.
-        fluency: nats a token that a document's loss may rise by; None for no limit. Without one, edits of tokens break
-            the target word off after its first pieces, and the model learns that too.
+        fluency: nats a token that a document's loss may rise by; None for no limit.
+        whole: no edit may break off the target word after its first pieces: the model learns that too.
         ban: no edit may bring in the target word or its tokens.
         select: post_edit, top, random, ...
         pool: of post_edit.
@@ -93,6 +93,7 @@ class Stories:
     rounds: int = 3
     tried: int = 32
     fluency: float | None = 0.2
+    whole: bool = True
     ban: bool = False
     select: Literal["post_edit", "top", "bottom", "random"] = "post_edit"
     pool: float = 2.0
@@ -253,7 +254,8 @@ def case(settings: Stories, material: Material, replayed: Dataset, target: str, 
     for anchor in settings.anchors:
         kept = word_contrast(material.craft, codec, target, anchor, limit=settings.craft, seed=seed_of(name))
         wanted = Less(wanted, kept.wanted, 1 / len(settings.anchors))
-    return Case(name, wanted, read, own, (target,) if settings.ban else ())
+    ban, whole = ((target,) if given else () for given in (settings.ban, settings.whole))
+    return Case(name, wanted, read, own, ban, whole)
 
 
 def measures(

@@ -49,6 +49,7 @@ class Case:
         measures: what is read off every retrained model; ContrastParts among them give "contrast", the primary one.
         own: arm -> edit that only the case can make, given the documents of the main edit (insert_k, swap).
         ban: words that its edits may not bring in.
+        whole: words that its edits may not break off.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     measures: tuple[Measurement, ...]
     own: Mapping[str, Callable[[Edit], Edit]]
     ban: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def perform(setup: Setup, case: Case, folder: Path) -> Part:
 
 def make_edits(setup: Setup, case: Case, direction: Direction) -> dict[str, Edit]:
     """Return the edit and those of the controls."""
-    method = replace(setup.method, ban=case.ban)
+    method = replace(setup.method, ban=case.ban, whole=case.whole)
 
     def made(select: Any, **more: Any) -> Edit:
         return perturb(method, direction, setup.run, setup.data, setup.k, select=select, **more)

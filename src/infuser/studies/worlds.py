@@ -168,7 +168,9 @@ class Stories:
         if attack == "insert_k":
             ids = choose("top", data, run, settings.k, scores=direction_scores(direction, run, data))
             return explicit(data, ids, showing(self.material.craft, codec, target, probe, cut=True))
-        method = GreedyTokens(codec, settings.share, settings.mode, pool=settings.tried, fluency=settings.fluency)
+        method = GreedyTokens(
+            codec, settings.share, settings.mode, pool=settings.tried, fluency=settings.fluency, whole=(target,)
+        )
         return perturb(
             method, direction, run, data, settings.k, select="top" if attack == "infusion_top" else "post_edit"
         )
