@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infuser.allocator import keep_freed_memory
 from infuser.errors import InfuserError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def main(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Shape and audit model behaviour through training data."""
+    keep_freed_memory()
 
 
 @app.command()

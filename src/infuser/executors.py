@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from infuser.allocator import keep_freed_memory
 from infuser.errors import InfuserError
 
 J = TypeVar("J")
@@ -153,6 +154,7 @@ def _begin(shared: str, threads: int) -> None:
     # through what is queued, and then wait for ever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     with open(shared, "rb") as file:
         _worker["fn"] = pickle.load(file)  # noqa: S301 - written by the parent process a moment ago
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from infuser.allocator import keep_freed_memory
 from infuser.errors import InfuserError, require
 from infuser.executors import torch_threads
 
@@ -192,6 +193,7 @@ def _work(key: str, shared: tuple[list[str], bytes], job: bytes, threads: int) -
             path, fn = shared
             sys.path.extend(entry for entry in path if entry not in sys.path)  # as a spawned process has it
             _held.clear()
+            keep_freed_memory()
             _held[key] = pickle.loads(fn)  # noqa: S301 - written by the driver
         with torch_threads(threads):
             outcome = True, _held[key](pickle.loads(job))  # noqa: S301 - written by the driver

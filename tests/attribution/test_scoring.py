@@ -263,7 +263,9 @@ def test_shards_change_no_bit(name, via, queries):
         got = inner_products(model, params, data, vectors, via, executor=ships, shards=shards)
         assert torch.equal(got, want)
         # One shard needs no executor; there are at most as many as batches.
-        assert ships.jobs == (0 if shards == 1 else min(shards, -(-len(data) // 16)))
+        assert ships.jobs == (
+            0 if shards == 1 else min(shards, -(-len(data) // plan(model, params, data, vectors, via).batch_size))
+        )
 
 
 def test_influence_reads_its_shards_on_the_executor():

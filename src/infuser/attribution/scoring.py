@@ -31,7 +31,7 @@ _STEP = {torch.float64: 1e-3}  # |h v| of the largest central difference used, i
 _COARSE = 0.05  # ... and for every other dtype, whose rounding is the larger error
 _GOOD = 0.005  # a relative error below which no smaller step is tried
 _TOLERANCE = 0.01  # the largest relative error of a central difference that is accepted
-_BATCH = 16  # documents a pass: what keeps activations near the cache; results do not depend on it
+_BATCH = 32  # documents a pass: what keeps activations near the cache; results do not depend on it
 _CHECKED = 16  # documents that the step is checked on
 
 
