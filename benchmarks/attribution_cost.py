@@ -114,7 +114,7 @@ def main() -> None:
             fit, scoring = kronfluence_calls(model, data, folder)
             fit()
             calls["kronfluence: fit"] = fit
-            for queries in (2, 64):
+            for queries in sorted({2, 64, min(1000, len(data))}):
                 calls[f"kronfluence: scores, {queries} queries"] = scoring(queries)
         taken = interleaved(calls, args.repeats)
     found = {

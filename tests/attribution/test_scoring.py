@@ -252,6 +252,20 @@ class _Ships:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_half_precision_is_for_the_passes_alone(name):
+    run, data, _ = digits_run(name)
+    model, params = params_of(run)
+    vectors = random_vectors(params, 3)
+    want = inner_products(model, params, data, vectors, "captured")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = inner_products(model, params, data, vectors, "captured")
+    assert got.dtype == torch.float32
+    # bfloat16 has 8 bits: far from the exact values, and their order stays.
+    assert 1e-5 < relative(got, want) < 0.1
+    assert np.corrcoef(got.flatten(), want.flatten())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("via", "queries"), [("captured", 3), ("vmap", 2), ("central", 1), ("auto", 2)])
 def test_shards_change_no_bit(name, via, queries):
     run, data, _ = digits_run(name)

@@ -15,7 +15,7 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infuser import params as algebra
-from infuser.attribution.per_document import by_vmap, cover, cover_if_possible, covered, evaluating
+from infuser.attribution.per_document import by_vmap, cover, cover_if_possible, covered, evaluating, full_precision
 from infuser.checkpoints import Run
 from infuser.curvature.collect import collect
 from infuser.curvature.layers import Layer
@@ -140,6 +140,8 @@ def inner_products(
         executor: where the shards are read.
         shards: parts that the documents are cut into, between batches: the products are the same, bit for bit.
 
+    Within `torch.autocast` the passes through the model run in half precision, the products themselves do not.
+
     Raises:
         InfuserError: as `plan`; or a central difference disagrees with that of twice its step by more than 1 %.
     """
@@ -243,7 +245,8 @@ def _by_captured(
 ) -> list[Tensor]:
     """Return the contribution of each layer, (Q, B)."""
     captured = collect(model, params, task_of(data), batch, layers)
-    return [layer.contract(*captured[layer], matrix) for layer, matrix in zip(layers, matrices, strict=True)]
+    with full_precision(_device(params)):
+        return [layer.contract(*captured[layer], matrix) for layer, matrix in zip(layers, matrices, strict=True)]
 
 
 def _filled(vectors: Params, layer: Layer, params: Params) -> Params:

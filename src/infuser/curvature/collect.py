@@ -107,11 +107,16 @@ def _captured(
     gradients: dict[str, Grads] = {}
     for call, grad in zip(calls, grads, strict=True):
         filled = outputs.new_zeros(call.shape) if grad is None else grad
-        x, g = call.form.arrange(call.x, filled, len(losses))
+        x, g = (_in_full(value, losses) for value in call.form.arrange(call.x, filled, len(losses)))
         for name in call.layers:
             inputs[name] = (*inputs.get(name, ()), Input(call.form, x))
             gradients[name] = (*gradients.get(name, ()), g)
     return Captured(outputs.detach(), losses.detach(), mask, inputs, gradients)
+
+
+def _in_full(value: Tensor, losses: Tensor) -> Tensor:
+    """Return what autocast left in half precision in that of the losses: sums over positions are taken in it."""
+    return value.to(losses.dtype) if value.is_floating_point() else value
 
 
 @contextmanager
