@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from torch import nn
 
 from infuser.attribution.attribute import Attributor, attribute
 from infuser.attribution.influence import Influence
@@ -48,6 +49,7 @@ RUNS, RESULTS = ROOT / "runs" / "lds", ROOT / "experiments" / "results" / "lds.j
 SUBSETS, SEEDS, QUERIES, SLICE = 60, (0, 1, 2), 50, 6
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
 FITTED = (100, 300, 1000, 3000)
+POSITIONS = (4, 16)  # of a convolution, in the input factor
 WHOLE = {"documents": None, "positions": None}
 MEMBERS = 5  # runs of the larger TRAK
 REFERENCE = "EK-FAC, damping 0.1"
@@ -110,6 +112,10 @@ def methods(run: Run, data: Dataset, ensemble: tuple[Run, ...]) -> Iterator[tupl
         if count < len(data):
             fitted = partial(fit_ekfac, documents=count, positions=None)
             yield f"EK-FAC, damping 0.1, fitted on {count}", lambda f=fitted: Influence(f(run, data), 0.1)
+    for count in POSITIONS if any(isinstance(module, nn.Conv2d) for module in run.model().modules()) else ():
+        sampled = partial(fit_ekfac, documents=None, positions=count)
+        yield f"EK-FAC, damping 0.1, {count} positions", lambda f=sampled: Influence(f(run, data), 0.1)
+    yield "EK-FAC, damping 0.1, the defaults", lambda: Influence(fit_ekfac(run, data), 0.1)
     yield "identity", lambda: Influence(identity(run), Damping(0.0, "absolute"))
     yield "TracIn, all checkpoints", TracIn
     yield "TracIn, cosine", lambda: TracIn(cosine=True)
