@@ -1,19 +1,20 @@
 """Models per minute of true_influence's batched training, against a loop and against the bound of three forward passes.
 
-python benchmarks/true_mu.py [--models 39] [--repeats 3]
+    python benchmarks/true_mu.py --models 39 --repeats 5
 
-Times are of the fastest repetition of each, interleaved, on one thread. The bound is three plain forward passes of one
-model over every batch that training reads (forward, and twice that for the backward pass), with their own overhead.
+One thread, CPU seconds, repetitions interleaved, medians; one epoch with batches of 50. The bound is three plain
+forward passes of one model over every batch that training reads (forward, and twice that for the backward pass), with
+their own overhead. Written to benchmarks/results.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from functools import partial
 
 import numpy as np
 import torch
+from measuring import interleaved, keep
 
 from infuser import models
 from infuser.checkpoints import build
@@ -31,33 +32,37 @@ CASES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure and write models a minute."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=int, default=39)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'':28}{'batched':>10}{'loop':>10}{'bound':>10}   models a minute, one epoch of B = 50")
+    rows = {}
     for name, (builder, shape, n, batch_size) in CASES.items():
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
         data = Dataset(pixels, rng.integers(0, 10, n), "classification", 10)
         recipe = Recipe(epochs=1, batch_size=batch_size, lr=0.1)
         model = build(builder, shape, 10, 0)
-        best = [np.inf] * 3
-        for _ in range(chosen.repeats):
-            begun = time.perf_counter()
-            train_together(builder, data, recipe, np.ones((chosen.models, n)))
-            best[0] = min(best[0], (time.perf_counter() - begun) / chosen.models)
-            begun = time.perf_counter()
-            for _ in range(5):
-                train(builder, data, recipe)
-            best[1] = min(best[1], (time.perf_counter() - begun) / 5)
-            begun = time.perf_counter()
+
+        def passes(model=model, data=data, batch_size=batch_size) -> None:
             with torch.no_grad():
                 for batch in data.batches(batch_size):
                     model(batch.inputs.float() / 255)
-            best[2] = min(best[2], 3 * (time.perf_counter() - begun))
-        print(f"{name:28}" + "".join(f"{60 / seconds:10.0f}" for seconds in best))
+
+        calls = {
+            "batched": partial(train_together, builder, data, recipe, np.ones((chosen.models, n))),
+            "one at a time": partial(train, builder, data, recipe),
+            "bound": passes,
+        }
+        seconds = {way: float(np.median(values)) for way, values in interleaved(calls, chosen.repeats).items()}
+        each = {**seconds, "batched": seconds["batched"] / chosen.models, "bound": 3 * seconds["bound"]}
+        rows[name] = {way: 60 / value for way, value in each.items()}
+        print(f"{name:28}" + "".join(f"{way}: {value:8.0f}   " for way, value in rows[name].items()))
+    keep(
+        "models_a_minute", {"models": chosen.models, "repeats": chosen.repeats, "unit": "models a minute", "rows": rows}
+    )
 
 
 if __name__ == "__main__":
