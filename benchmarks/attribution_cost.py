@@ -1,6 +1,7 @@
 """What do the EK-FAC fit and the scores cost, beside kronfluence, in forward passes over the same documents?
 
     python benchmarks/attribution_cost.py --repeats 5 --documents 256
+    python benchmarks/attribution_cost.py --repeats 5 --documents 256 --keep-memory
 
 One process, one thread, CPU seconds, repetitions interleaved, medians. The model is TinyResNet of width 32 on 32 x 32
 images. Both sides use sampled labels and their defaults, kronfluence in batches of 32. That the scores agree is tested
@@ -21,6 +22,7 @@ import torch
 from measuring import forward_pass, interleaved, keep, ratios, trained
 
 import infuser as inf
+from infuser.allocator import keep_freed_memory
 from infuser.attribution.scoring import inner_products
 from infuser.params import trainable
 
@@ -104,7 +106,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--documents", type=int, default=256)
     parser.add_argument("--ours-only", action="store_true", help="leave kronfluence out, for larger data sets")
+    parser.add_argument("--keep-memory", action="store_true", help="freed memory stays with the process, for both")
     args = parser.parse_args()
+    if args.keep_memory:
+        keep_freed_memory()
     torch.set_num_threads(1)
     run, data = trained(args.documents, epochs=1)
     model = run.model()
@@ -124,7 +129,7 @@ def main() -> None:
         "forward_seconds": float(np.median(taken["forward"])),
         "rows": ratios(taken, "forward"),
     }
-    keep(f"attribution_cost, {len(data)} documents", found)
+    keep(f"attribution_cost{' with kept memory' * args.keep_memory}, {len(data)} documents", found)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 import infuser as inf
-from infuser.allocator import keep_freed_memory
 from infuser.storage import read_json, write_json
 from infuser.studies.environment import environment
+from infuser.tasks import task_of
 
 RESULTS = Path(__file__).parent / "results.json"
 
@@ -39,7 +39,7 @@ def trained(n: int, epochs: int) -> tuple[inf.Run, inf.Dataset]:
 
 def forward_pass(run: inf.Run, data: inf.Dataset) -> Callable[[], None]:
     """Return the unit: the model over all documents, without a graph."""
-    model, x = run.model(), torch.from_numpy(data.inputs / np.float32(255))
+    model, x = run.model(), task_of(data).feed(torch.from_numpy(np.array(data.inputs)))
 
     def forward() -> None:
         with torch.no_grad():
@@ -50,11 +50,7 @@ def forward_pass(run: inf.Run, data: inf.Dataset) -> Callable[[], None]:
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Return the CPU seconds of every call in every round; a first round, which pays for imports, is not counted.
-
-    Freed memory stays with the process, for all sides alike.
-    """
-    keep_freed_memory()
+    """Return the CPU seconds of every call in every round; a first round, which pays for imports, is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
         for name, call in calls.items():

@@ -336,19 +336,16 @@ class DiagonalForm:
 
     def columns(self, x: Tensor, g: Tensor, weight: bool, bias: bool) -> Tensor:
         """Return each document's gradient, (B, D, number of parameters): weight first."""
-        parts = []
-        if weight:
-            parts.append(self._weight(x, g))
-        if bias:
-            parts.append(self._sum(g))
-        return torch.stack(parts, -1)
+        sums = self._sum(g)
+        parts = [self._weight(x, g, sums)] if weight else []
+        return torch.stack([*parts, sums] if bias else parts, -1)
 
-    def _weight(self, x: Tensor, g: Tensor) -> Tensor:
+    def _weight(self, x: Tensor, g: Tensor, sums: Tensor) -> Tensor:
         module: Any = self.nn_module
         if self.kind == "batch":
             # sum g (x - mean) / std without a normalised copy of x
             rate = (module.running_var + module.eps).rsqrt()
-            centred: Tensor = (self._sum(g * x) - module.running_mean * self._sum(g)) * rate
+            centred: Tensor = (self._sum(g * x) - module.running_mean * sums) * rate
             return centred
         if self.kind == "layer":
             normal = F.layer_norm(x, self.shape, None, None, module.eps)
