@@ -8,7 +8,7 @@ from infuser.data.text import PAD, Characters, survives, text_dataset, texts_of
 from infuser.errors import InfuserError
 from infuser.perturbation.perturb import Perturber, perturb
 from infuser.perturbation.substitutions import Lexicon, Substitution, propose, sites
-from infuser.perturbation.token_edits import Draft, GreedyTokens, TokenBudget, stacked
+from infuser.perturbation.token_edits import Draft, GreedyTokens, TokenBudget, stacked, writable
 from infuser.perturbation.token_effect import TokenEffect
 from infuser.types import Array, Edit
 from tests.perturbation import small_text as small
@@ -149,9 +149,17 @@ def test_a_whole_word_is_put_in_as_a_whole_or_not_at_all() -> None:
     whole = Substitution(place, held.whole[0])
     assert stacked([whole], draft, held, 4)[0] == [whole]
     written = stacked([whole], draft, held, 4)[1][0][0]
-    assert (held.broken_off(row), held.broken_off(written)) == (0, 0)
+    assert held.broken_off(row).tolist() == held.broken_off(written).tolist() == [0]
     written[place + 2] = d
-    assert held.broken_off(written) == 1
+    assert held.broken_off(written).tolist() == [1]
+
+    # Each length counts for itself: a "bc" less does not pay for a "bcd" more.
+    longer = replace(held, whole=(tuple(codec.encode("bcda")),))
+    assert longer.broken_off(np.array(codec.encode("bcd bcc bca bc"))).tolist() == [3, 1]
+    before, after = (text_dataset([text], codec, 12).inputs[0] for text in ("bcc dddd dd", "bcd dddd dd"))
+    assert not writable(after, before, longer)
+    assert writable(after, before, held)
+    assert not writable(before, after, longer)
 
     # It is proposed in every run of letters that has room for it, and by nobody else.
     def starts(lexicon: Lexicon) -> list[int]:
@@ -168,12 +176,17 @@ def test_an_edit_breaks_no_whole_word_off_that_it_broke_off_before() -> None:
     for word in small.WORDS:
         counted = replace(lexicon, whole=(tuple(CODEC.encode(word)),))
         edit = edited(mode="token")
-        broken[word] = sum(counted.broken_off(x) for x in edit.after) - sum(counted.broken_off(x) for x in edit.before)
+        broken[word] = sum(
+            counted.broken_off(a).sum() - counted.broken_off(b).sum()
+            for a, b in zip(edit.after, edit.before, strict=True)
+        )
     word = max(broken, key=lambda w: broken[w])
     assert broken[word] > 0
     counted = replace(lexicon, whole=(tuple(CODEC.encode(word)),))
     held = edited(mode="token", whole=(word,))
-    assert all(counted.broken_off(a) <= counted.broken_off(b) for a, b in zip(held.after, held.before, strict=True))
+    assert all(
+        (counted.broken_off(a) <= counted.broken_off(b)).all() for a, b in zip(held.after, held.before, strict=True)
+    )
     assert (held.gains > 0).all()
 
 

@@ -112,12 +112,13 @@ class Lexicon:
         """Return how often a banned word stands in a text."""
         return sum(text.lower().count(word.lower()) for word in self.ban)
 
-    def broken_off(self, row: Array) -> int:
-        """Return how often the first two tokens of a word of `whole` stand in a document without the rest of it.
+    def broken_off(self, row: Array) -> Array:
+        """Return how often the first two, three, ... tokens of the words of `whole` stand without the next one.
 
         The first token alone does not count: other words begin with it too.
         """
-        return sum(_count(row, word[:2]) - _count(row, word) for word in self.whole)
+        standing = [[_count(row, word[:stop]) for stop in range(2, len(word) + 1)] for word in self.whole]
+        return np.concatenate([np.zeros(0, np.int64), *(-np.diff(counts) for counts in standing)])
 
 
 def _behind_space(codec: Codec, word: str) -> tuple[int, ...]:

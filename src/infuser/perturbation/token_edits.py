@@ -100,9 +100,9 @@ class GreedyTokens:
         per_site: most of them in one place.
         proposer: what ranks them beforehand.
         ban: words that no edit may bring in, nor any of their tokens.
-        whole: words that no edit may break off: their first two tokens may not stand without the rest more often than
-            before. Edits of tokens may put them in as a whole. A model that is certain how a word goes on shows no
-            gradient there, so that the score is blind to what a broken word teaches it.
+        whole: words that no edit may break off: their first two, three, ... tokens may not stand without the next one
+            more often than before. Edits of tokens may put them in as a whole. A model that is certain how a word goes
+            on shows no gradient there, so that the score is blind to what a broken word teaches it.
         fluency: nats per token that the document's loss under the clean model may rise by; None for no limit.
         words: how many of the data's commonest words may be put in.
     """
@@ -245,7 +245,7 @@ def stacked(
 
 def writable(row: Array, original: Array, lexicon: Lexicon) -> bool:
     """Return whether a text encodes to its tokens and neither brings in a banned word nor breaks off a whole one."""
-    if not survives(row, lexicon.codec) or lexicon.broken_off(row) > lexicon.broken_off(original):
+    if not survives(row, lexicon.codec) or (lexicon.broken_off(row) > lexicon.broken_off(original)).any():
         return False
     if not lexicon.ban:
         return True
