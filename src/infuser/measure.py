@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, final
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, cast, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,21 @@ if TYPE_CHECKING:
     from infuser.checkpoints import Run
 
 _CHUNK = 512  # documents a forward pass; results do not depend on it
+
+
+@runtime_checkable
+class PerDocument(Protocol):
+    """A measurement with one value per document, so that the gradients of many queries are taken together."""
+
+    documents: Dataset
+
+    def read(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return f, shape (Q,), from the model's outputs on all documents and their targets."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, q: int | slice) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,10 @@ class _OfLabels(ABC):
         """Return one value per probe, shape (Q,)."""
         return self._read(_outputs(self.documents, model, params))
 
+    def read(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return one value per probe, read off the model's outputs on all of them."""
+        return self._read(outputs)
+
     @abstractmethod
     def _read(self, logits: Tensor) -> Tensor:
         """Return one value per row of the logits (Q, C)."""
@@ -52,8 +71,8 @@ class _OfLabels(ABC):
     def __len__(self) -> int:
         return len(self.documents)
 
-    def __getitem__(self, q: int) -> Self:
-        rows = _row(q, len(self))
+    def __getitem__(self, q: int | slice) -> Self:
+        rows = _rows(q, len(self))
         labels = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "documents"}
         return replace(self, documents=self.documents[self.documents.ids[rows]], **labels)
 
@@ -219,11 +238,15 @@ class Losses:
         """Return -L_q, shape (Q,)."""
         return -_losses(self.documents, model, params)
 
+    def read(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return -L_q, read off the model's outputs on all documents."""
+        return -task_of(self.documents).loss(outputs, targets)
+
     def __len__(self) -> int:
         return len(self.documents)
 
-    def __getitem__(self, q: int) -> Losses:
-        return Losses(self.documents[self.documents.ids[_row(q, len(self))]])
+    def __getitem__(self, q: int | slice) -> Losses:
+        return Losses(self.documents[self.documents.ids[_rows(q, len(self))]])
 
     @property
     def queries(self) -> tuple[str, ...]:
@@ -317,7 +340,9 @@ def each_gradient(measurement: Any, model: nn.Module, params: Params) -> Iterato
             yield value.detach(), dict(zip(leaves, row, strict=True))
 
 
-def _row(q: int, count: int) -> slice:
+def _rows(q: int | slice, count: int) -> slice:
+    if isinstance(q, slice):
+        return q
     if not -count <= q < count:
         raise IndexError(f"query {q} of {count}")  # not an InfuserError: iteration ends by it
     return slice(q, q + 1 or None)

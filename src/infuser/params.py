@@ -50,9 +50,18 @@ def norm(a: Params) -> Tensor:
     return dot(a, a).sqrt()
 
 
+def rows_of(value: Tensor) -> Tensor:
+    """Return one parameter's (Q, *shape) as (Q, numbers), a single number's (Q,) too.
+
+    >>> rows_of(torch.ones(3)).shape, rows_of(torch.ones(3, 2, 2)).shape
+    (torch.Size([3, 1]), torch.Size([3, 4]))
+    """
+    return value.reshape(len(value), -1)
+
+
 def flatten(a: Params, batch_dims: int = 0) -> Tensor:
     """Return the values as one vector in the order of the names; leading `batch_dims` dimensions are kept."""
-    return torch.cat([value.flatten(batch_dims) for value in a.values()], dim=batch_dims)
+    return torch.cat([value.reshape(*value.shape[:batch_dims], -1) for value in a.values()], dim=batch_dims)
 
 
 def unflatten(vector: Tensor, like: Params) -> Params:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from infuser import measure
-from infuser.attribution.per_document import cover_if_possible, gradients
+from infuser.attribution.per_document import cover_if_possible, covered, evaluating, gradients
 from infuser.attribution.scoring import Via, inner_products
 from infuser.checkpoints import Run
 from infuser.curvature.collect import Captured, collect
@@ -20,9 +21,12 @@ from infuser.curvature.operator import Block, KroneckerEigen
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.executors import Executor
-from infuser.params import trainable
+from infuser.params import rows_of, trainable
 from infuser.tasks import task_of
 from infuser.types import Curvature, Damping, Direction, Measurement, Params, Scores
+
+_MANY = 4  # queries from which on their gradients are taken together
+_TOGETHER = 16  # of them at a time
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def _by_solving(
     for batch in data.batches(batch_size, str(next(iter(params.values())).device)):
         rows = gradients(model, params, task_of(data), batch, layers)
         solved = curvature.solve(rows, damping)
-        yield torch.stack([(rows[name] * value).flatten(1).sum(1) for name, value in solved.items()]).sum(0)
+        yield torch.stack([rows_of(rows[name] * value).sum(1) for name, value in solved.items()]).sum(0)
 
 
 def _in_eigenbasis(
@@ -157,11 +161,12 @@ def probe_gradients(model: nn.Module, params: Params, probes: Measurement) -> tu
         remedy="measure log-odds (measure.Margin) or log-probabilities (measure.LogProb)",
     )
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-    if not probes(model, leaves).requires_grad:
+    first = probes[:1] if isinstance(probes, measure.PerDocument) else probes
+    if not first(model, leaves).requires_grad:
         raise constant
-    rows, values = measure.gradients(probes, model, params)
-    names = measure.query_names(probes, len(values))
-    size = torch.stack([value.flatten(1).abs().amax(1) for value in rows.values()]).amax(0)
+    rows = _together(model, params, probes) or measure.gradients(probes, model, params)[0]
+    names = measure.query_names(probes, len(next(iter(rows.values()))))
+    size = torch.stack([rows_of(value).abs().amax(1) for value in rows.values()]).amax(0)
     bad = [name for name, s in zip(names, size.tolist(), strict=True) if not s < float("inf")]
     if bad:
         raise InfuserError(
@@ -173,6 +178,22 @@ def probe_gradients(model: nn.Module, params: Params, probes: Measurement) -> tu
     if not size.any():
         raise constant
     return rows, names
+
+
+def _together(model: nn.Module, params: Params, probes: Measurement) -> Params:
+    """Return grad f of every query, (Q, *shape), a batch of documents at a time; empty where that is not possible."""
+    if not isinstance(probes, measure.PerDocument) or len(probes) < _MANY:
+        return {}
+    layers = cover_if_possible(model, params, probes.documents)
+    if not covered(layers).issuperset(params):
+        return {}
+    parts = []
+    with evaluating(model):
+        for start in range(0, len(probes), _TOGETHER):
+            some = probes[start : start + _TOGETHER]
+            batch = some.documents.batch(np.arange(len(some)), str(next(iter(params.values())).device))
+            parts.append(gradients(model, params, task_of(some.documents), batch, layers, output=some.read))
+    return {name: torch.cat([part[name] for part in parts]) for name in params}
 
 
 def _damping(damping: Damping | float) -> Damping:

@@ -214,7 +214,7 @@ def squared_norms(run_or_model: Run | nn.Module, params: Params, data: Dataset) 
                 squares += [layer.self_ghost(*captured[layer]) for layer in layers]
             if rest:
                 rows = by_vmap(model, rest, task, batch, rest=held)
-                squares += [value.flatten(1).square().sum(1) for value in rows.values()]
+                squares += [algebra.rows_of(value).square().sum(1) for value in rows.values()]
             parts.append(torch.stack(squares).sum(0))
     return torch.cat(parts)
 
@@ -333,7 +333,9 @@ def _by_vmap(model: nn.Module, params: Params, task: Task, batch: Batch, vectors
 
 def contract(vectors: Params, rows: Params) -> Tensor:
     """Return the inner products of (Q, *shape) with (B, *shape) tensors of the same names, shape (Q, B)."""
-    return torch.stack([value.flatten(1) @ rows[name].flatten(1).T for name, value in vectors.items()]).sum(0)
+    return torch.stack([algebra.rows_of(value) @ algebra.rows_of(rows[name]).T for name, value in vectors.items()]).sum(
+        0
+    )
 
 
 def _check_vectors(params: Params, vectors: Params) -> None:

@@ -11,7 +11,7 @@ from infuser.attribution.influence import probe_gradients
 from infuser.attribution.scoring import inner_products, squared_norms
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
-from infuser.params import trainable
+from infuser.params import rows_of, trainable
 from infuser.types import Measurement, Params, Scores
 
 
@@ -50,7 +50,7 @@ def alignments(model: nn.Module, rows: Params, data: Dataset, *, cosine: bool) -
     if not cosine:
         return inner_products(model, params, data, rows)
     # Scaled before the products, so that one loop over the data serves queries of any size.
-    size = torch.stack([value.flatten(1).square().sum(1) for value in rows.values()]).sum(0).sqrt()
+    size = torch.stack([rows_of(value).square().sum(1) for value in rows.values()]).sum(0).sqrt()
     unit = {name: value / _nonzero(size).view(-1, *[1] * (value.ndim - 1)) for name, value in rows.items()}
     lengths = squared_norms(model, params, data).sqrt()
     return inner_products(model, params, data, unit) / _nonzero(lengths)

@@ -16,7 +16,7 @@ from infuser.attribution.tracin import select
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
-from infuser.params import trainable
+from infuser.params import rows_of, trainable
 from infuser.tasks import task_of
 from infuser.types import Array, Measurement, Params, Scores
 
@@ -130,7 +130,7 @@ def sparse_projection(size: int, dim: int, seed: int) -> Any:
 
 def _project(rows: Params, projection: Any) -> Array:
     """Return the projections of tensors (B, *shape), shape (B, D), in float64."""
-    flat = torch.cat([value.flatten(1) for value in rows.values()], dim=1)
+    flat = torch.cat([rows_of(value) for value in rows.values()], dim=1)
     projected: Array = projection @ np.ascontiguousarray(flat.cpu().numpy().T)
     return projected.T.astype(np.float64)
 
