@@ -2,8 +2,8 @@
 
     python benchmarks/half_precision.py --repeats 5 --documents 512
 
-TinyResNet of width 32; forward and backward passes run under torch.autocast, per-document gradients are formed in single
-precision. One thread, CPU seconds, interleaved. Written to benchmarks/results.json.
+TinyResNet of width 32; forward and backward passes run under torch.autocast, per-document gradients are formed in
+single precision. One thread, CPU seconds, interleaved. Written to benchmarks/results.json.
 """
 
 from __future__ import annotations
