@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/f_ine.md", "docs/guides/detect.md", "docs/guides/language.md", "docs/performance.md")
+PAGES = (
+    "README.md",
+    "docs/f_ine.md",
+    "docs/performance.md",
+    *(f"docs/guides/{name}.md" for name in ("attribute", "detect", "language")),
+)
 _PLACE = re.compile(r"(<!-- numbers: (?P<name>[\w-]+) -->\n)(?P<text>.*?)(<!-- end of numbers -->)", re.DOTALL)
 Row = Mapping[str, Any]
 
@@ -169,6 +174,24 @@ def agreement() -> str:
     return f"{caption}\n{_table(('fitted on', 'forward passes', 'Spearman, mean', 'lowest query'), body)}"
 
 
+def datamodeling() -> str:
+    """Return linear datamodeling scores by method and data set, best first on the first of them."""
+    found = results("lds")
+    told = [
+        f"{name}: {v['model']}, {v['n_documents']:,} documents, {v['n_subsets']} random halves under {len(v['seeds'])}"
+        f" seeds, {v['n_queries']} queries; one seed foretold by the others: {_two(v['split_half'])}."
+        for name, v in found.items()
+    ]
+    scores = {name: {row["method"]: row for row in v["rows"]} for name, v in found.items()}
+    methods = list(dict.fromkeys(method for rows in scores.values() for method in rows))
+    body = [(method, *(_share(_interval(rows.get(method))) for rows in scores.values())) for method in methods]
+    return f"{_wrapped(*told)}\n{_table(('LDS', *found), body)}"
+
+
+def _interval(row: Row | None) -> Row | None:
+    return None if row is None else {"value": row["lds"], "interval": row["ci95"]}
+
+
 def _largest(name: str) -> Any:
     """Return the block of benchmarks/results.json of that name with most documents."""
     blocks = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
@@ -185,6 +208,7 @@ PLACES: Mapping[str, Callable[[], str]] = {
     "stories": stories,
     "caesar": caesar,
     "attribution-cost": cost,
+    "lds": datamodeling,
     "fit-agreement": agreement,
 }
 
