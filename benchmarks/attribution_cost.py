@@ -11,7 +11,6 @@ contain the gradients of the queries, which is little beside many documents. Wri
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
 import tempfile
@@ -19,7 +18,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from measuring import forward_pass, interleaved, keep, ratios, trained
+from measuring import arguments, forward_pass, interleaved, keep_costs, queries_of, trained
 
 import infuser as inf
 from infuser.allocator import keep_freed_memory
@@ -94,23 +93,18 @@ def our_calls(run, data):
         q = min(q, len(data))
         probes = inf.measure.LogProb(data[data.ids[:q]])
         direction = influence.direction(run, probes).params
-        calls[f"scores, {q} {'query' if q == 1 else 'queries'}"] = lambda v=direction: inner_products(
-            model, params, data, v
-        )
+        calls[f"scores, {queries_of(q)}"] = lambda v=direction: inner_products(model, params, data, v)
     return calls
 
 
 def main() -> None:
     """Measure and write the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--documents", type=int, default=256)
+    parser = arguments(__doc__, documents=256)
     parser.add_argument("--ours-only", action="store_true", help="leave kronfluence out, for larger data sets")
     parser.add_argument("--keep-memory", action="store_true", help="freed memory stays with the process, for both")
     args = parser.parse_args()
     if args.keep_memory:
         keep_freed_memory()
-    torch.set_num_threads(1)
     run, data = trained(args.documents, epochs=1)
     model = run.model()
     calls = {"forward": forward_pass(run, data), **our_calls(run, data)}
@@ -120,16 +114,9 @@ def main() -> None:
             fit()
             calls["kronfluence: fit"] = fit
             for queries in sorted({2, 64, min(1000, len(data))}):
-                calls[f"kronfluence: scores, {queries} queries"] = scoring(queries)
+                calls[f"kronfluence: scores, {queries_of(queries)}"] = scoring(queries)
         taken = interleaved(calls, args.repeats)
-    found = {
-        "unit": "one forward pass of TinyResNet-32 over the same documents, CPU seconds",
-        "documents": len(data),
-        "repeats": args.repeats,
-        "forward_seconds": float(np.median(taken["forward"])),
-        "rows": ratios(taken, "forward"),
-    }
-    keep(f"attribution_cost{' with kept memory' * args.keep_memory}, {len(data)} documents", found)
+    keep_costs("attribution_cost" + " with kept memory" * args.keep_memory, args, taken, "TinyResNet-32")
 
 
 if __name__ == "__main__":

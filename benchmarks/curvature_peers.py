@@ -14,13 +14,12 @@ the traces, and of H times the gradient of the mean loss. Written to benchmarks/
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from importlib.metadata import version
 
 import numpy as np
 import torch
-from measuring import forward_pass, interleaved, keep, ratios, trained
+from measuring import arguments, forward_pass, interleaved, keep_costs, trained
 from torch import nn
 
 import infuser as inf
@@ -86,11 +85,7 @@ def differences(run, data):
 
 def main() -> None:
     """Measure and write the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--documents", type=int, default=256)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = arguments(__doc__, documents=256).parse_args()
     whole, data = trained(args.documents, epochs=1)
     run = inf.Run.from_weights(without_norms, whole.checkpoints[-1].weights, data)
     found = differences(run, data)
@@ -104,18 +99,14 @@ def main() -> None:
         "curvlinops: fit": partial(curvlinops_fit, run, data, "mc"),
     }
     taken = interleaved(calls, args.repeats)
-    keep(
-        f"curvature_peers, {len(data)} documents",
-        {
-            "unit": "one forward pass of TinyResNet-32 over the same documents, CPU seconds",
-            "layers": "convolutions and the linear layer, where BatchNorm is not named: curvlinops does not know it",
-            "peer": f"curvlinops-for-pytorch {version('curvlinops-for-pytorch')}",
-            "documents": len(data),
-            "repeats": args.repeats,
-            "forward_seconds": float(np.median(taken["forward"])),
-            "relative_differences": found,
-            "rows": ratios(taken, "forward"),
-        },
+    keep_costs(
+        "curvature_peers",
+        args,
+        taken,
+        "TinyResNet-32",
+        layers="convolutions and the linear layer, where BatchNorm is not named: curvlinops does not know it",
+        peer=f"curvlinops-for-pytorch {version('curvlinops-for-pytorch')}",
+        relative_differences=found,
     )
 
 

@@ -11,12 +11,11 @@ difference does not vanish (see infuser/perturbation/document_gradient.py).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from measuring import forward_pass, interleaved, keep, ratios, trained
+from measuring import arguments, forward_pass, interleaved, keep, ratios, trained
 from torch.func import functional_call
 
 import infuser as inf
@@ -29,11 +28,7 @@ BATCH = 25  # documents at a time, for all three
 
 def main() -> None:
     """Measure and write costs and errors."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--documents", type=int, default=100)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = arguments(__doc__, documents=100).parse_args()
     run, data = trained(args.documents, epochs=3)
     model, task = run.model(), task_of(data)
     params = trainable(model)

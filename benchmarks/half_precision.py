@@ -8,11 +8,9 @@ single precision. One thread, CPU seconds, interleaved. Written to benchmarks/re
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import torch
-from measuring import forward_pass, interleaved, keep, ratios, trained
+from measuring import arguments, forward_pass, interleaved, keep_costs, trained
 from scipy.stats import spearmanr
 
 import infuser as inf
@@ -22,11 +20,7 @@ from infuser.params import trainable
 
 def main() -> None:
     """Measure and write agreement and cost."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--documents", type=int, default=512)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = arguments(__doc__, documents=512).parse_args()
     run, data = trained(args.documents, epochs=2)
     model = run.model()
     params = trainable(model)
@@ -42,15 +36,10 @@ def main() -> None:
 
     agreement = [spearmanr(a, b).statistic for a, b in zip(single(), half(), strict=True)]
     calls = {"forward": forward_pass(run, data), "single precision": single, "bfloat16": half}
-    found = {
-        "documents": len(data),
-        "queries": len(queries),
-        "repeats": args.repeats,
-        "spearman": {"mean": float(np.mean(agreement)), "lowest": float(np.min(agreement))},
-        "rows": ratios(interleaved(calls, args.repeats), "forward"),
-    }
-    print(found["spearman"])
-    keep(f"half_precision, {len(data)} documents", found)
+    told = {"mean": float(np.mean(agreement)), "lowest": float(np.min(agreement))}
+    print(f"Spearman of the scores: {told}")
+    taken = interleaved(calls, args.repeats)
+    keep_costs("half_precision", args, taken, "TinyResNet-32", queries=len(queries), spearman=told)
 
 
 if __name__ == "__main__":

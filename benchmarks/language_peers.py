@@ -21,7 +21,6 @@ does import is in the extra `bench`.
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import tempfile
@@ -33,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from language import linear_alone, linear_names, stories
-from measuring import forward_pass, interleaved, keep, ratios
+from measuring import arguments, forward_pass, interleaved, keep_costs, queries_of
 from safetensors.torch import load_file
 
 import infuser as inf
@@ -142,11 +141,7 @@ def agreement(run, data, directions, peer):
 
 def main() -> None:
     """Measure and write the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--documents", type=int, default=256)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = arguments(__doc__, documents=256).parse_args()
     logging.disable(logging.INFO)  # bergson names its 35 layers in every call
     whole, data, others = stories(args.documents, max(QUERIES))
     run = linear_alone(whole, data)
@@ -160,23 +155,19 @@ def main() -> None:
     calls = {"forward": forward_pass(run, data), "fit": fit, "bergson: fit": peer.fit}
     for q in QUERIES:
         some = {name: value[:q] for name, value in most.items()}
-        named = f"scores, {q} {'query' if q == 1 else 'queries'}"
+        named = f"scores, {queries_of(q)}"
         calls[named] = partial(inner_products, model, params, data, some)
         calls[f"bergson: {named}"] = partial(peer.score, some)
     calls["bergson: projected gradients"] = partial(peer.collect, projection=16)
     taken = interleaved(calls, args.repeats)
-    keep(
-        f"language_peers, {len(data)} documents",
-        {
-            "unit": "one forward pass of stories260K over the same documents of 128 tokens, CPU seconds",
-            "layers": "the 35 linear layers inside the blocks, on both sides",
-            "peer": f"bergson {version('bergson')}",
-            "documents": len(data),
-            "repeats": args.repeats,
-            "forward_seconds": float(np.median(taken["forward"])),
-            **found,
-            "rows": ratios(taken, "forward"),
-        },
+    keep_costs(
+        "language_peers",
+        args,
+        taken,
+        "stories260K on 128 tokens",
+        layers="the 35 linear layers inside the blocks, on both sides",
+        peer=f"bergson {version('bergson')}",
+        **found,
     )
 
 

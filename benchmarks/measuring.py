@@ -1,7 +1,8 @@
-"""What the benchmarks share: interleaved timings in CPU seconds, documents to time on, and results.json."""
+"""What the benchmarks share: arguments, documents to time on, interleaved timings in CPU seconds, and results.json."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,15 @@ from infuser.studies.environment import environment
 from infuser.tasks import task_of
 
 RESULTS = Path(__file__).parent / "results.json"
+
+
+def arguments(about: str, documents: int, repeats: int = 5) -> argparse.ArgumentParser:
+    """Return the arguments that most benchmarks have; torch is told to use one thread, as all of them do."""
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--documents", type=int, default=documents)
+    return parser
 
 
 def documents(n: int) -> inf.Dataset:
@@ -76,3 +86,21 @@ def keep(name: str, found: Mapping[str, Any]) -> None:
     """Put one benchmark's block into results.json, with its environment."""
     stored = read_json(RESULTS) if RESULTS.exists() else {}
     write_json(RESULTS, {**stored, name: {**found, "environment": environment()}})
+
+
+def keep_costs(name: str, given: argparse.Namespace, taken: Mapping[str, list[float]], model: str, **more: Any) -> None:
+    """Keep what every call took, in forward passes of a model over the same documents."""
+    found = {
+        "unit": f"one forward pass of {model} over the same documents, CPU seconds",
+        "documents": given.documents,
+        "repeats": given.repeats,
+        "forward_seconds": float(np.median(taken["forward"])),
+        **more,
+        "rows": ratios(taken, "forward"),
+    }
+    keep(f"{name}, {given.documents} documents", found)
+
+
+def queries_of(count: int) -> str:
+    """Return how many queries there are, in words."""
+    return f"{count} {'query' if count == 1 else 'queries'}"

@@ -16,7 +16,6 @@ to benchmarks/results.json. traker comes with the extra `bench`; it needs no CUD
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import tempfile
@@ -26,7 +25,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from measuring import forward_pass, interleaved, keep, ratios, trained
+from measuring import arguments, forward_pass, interleaved, keep_costs, queries_of, trained
 
 import infuser as inf
 from infuser.attribution.trak import sparse_projection
@@ -113,11 +112,7 @@ def agreements(run, data, queries, makers):
 
 def main() -> None:
     """Measure and write the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--documents", type=int, default=256)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = arguments(__doc__, documents=256).parse_args()
     run, data = trained(args.documents, epochs=1)
     several = min(64, len(data))
     makers = projectors(sum(parameter.numel() for parameter in run.model().parameters()))
@@ -126,26 +121,20 @@ def main() -> None:
     calls = {"forward": forward_pass(run, data)}
     for queries in (1, several):
         probes = inf.measure.Margin(data[data.ids[:queries]])
-        calls[f"scores, {queries} {'query' if queries == 1 else 'queries'}"] = partial(
-            inf.TRAK(DIM).score, run, data, probes
-        )
+        calls[f"scores, {queries_of(queries)}"] = partial(inf.TRAK(DIM).score, run, data, probes)
     for name, maker in makers.items():
         calls[f"traker, {name}: features"] = partial(traker_scores, run, data, maker, 0)
         calls[f"traker, {name}: scores, {several} queries"] = partial(traker_scores, run, data, maker, several)
     taken = interleaved(calls, args.repeats)
-    keep(
-        f"projection_peers, {len(data)} documents",
-        {
-            "unit": "one forward pass of TinyResNet-32 over the same documents, CPU seconds",
-            "dimensions": DIM,
-            "peer": f"traker {version('traker')}",
-            "documents": len(data),
-            "repeats": args.repeats,
-            "forward_seconds": float(np.median(taken["forward"])),
-            "queries": several,
-            "pearson_with_ours": found,
-            "rows": ratios(taken, "forward"),
-        },
+    keep_costs(
+        "projection_peers",
+        args,
+        taken,
+        "TinyResNet-32",
+        dimensions=DIM,
+        peer=f"traker {version('traker')}",
+        queries=several,
+        pearson_with_ours=found,
     )
 
 

@@ -15,7 +15,6 @@ nothing is random: Pearson's r over all queries and documents. Written to benchm
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
 from functools import partial
@@ -24,7 +23,7 @@ from importlib.metadata import version
 import numpy as np
 import torch
 from language import linear_alone, linear_names, stories
-from measuring import forward_pass, interleaved, keep, ratios
+from measuring import arguments, forward_pass, interleaved, keep_costs, queries_of
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
@@ -140,27 +139,19 @@ def our_calls(run, data, others, queries):
     most = influence.direction(run, inf.measure.Losses(others[others.ids[: max(queries)]])).params
     for q in queries:
         some = {name: value[:q] for name, value in most.items()}
-        calls[f"scores, {named(q)}"] = partial(inner_products, model, params, data, some)
+        calls[f"scores, {queries_of(q)}"] = partial(inner_products, model, params, data, some)
     for q in BESIDE:
         probes = inf.measure.Losses(others[others.ids[:q]])
-        calls[f"directions and scores, {named(q)}"] = partial(influence.score, run, data, probes)
+        calls[f"directions and scores, {queries_of(q)}"] = partial(influence.score, run, data, probes)
     return calls
-
-
-def named(queries):
-    """Return how many queries there are, in words."""
-    return f"{queries} {'query' if queries == 1 else 'queries'}"
 
 
 def main() -> None:
     """Measure and write the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--documents", type=int, default=256)
+    parser = arguments(__doc__, documents=256)
     parser.add_argument("--queries", type=int, nargs="+", default=QUERIES)
     parser.add_argument("--ours-only", action="store_true", help="leave kronfluence out, for larger data sets")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     whole, data, others = stories(args.documents, max(*args.queries, *BESIDE))
     part = linear_alone(whole, data)
     calls = {"forward": forward_pass(whole, data)}
@@ -175,19 +166,9 @@ def main() -> None:
             print(f"Pearson's r with kronfluence, true labels: {found['pearson_with_kronfluence']:.6f}")
             peer.fit()
             calls["kronfluence: fit"] = peer.fit
-            calls |= {f"kronfluence: scores, {named(q)}": partial(peer.score, q) for q in BESIDE}
+            calls |= {f"kronfluence: scores, {queries_of(q)}": partial(peer.score, q) for q in BESIDE}
         taken = interleaved(calls, args.repeats)
-    keep(
-        f"transformer_cost, {len(data)} documents",
-        {
-            "unit": "one forward pass of stories260K over the same documents of 128 tokens, CPU seconds",
-            "documents": len(data),
-            "repeats": args.repeats,
-            "forward_seconds": float(np.median(taken["forward"])),
-            **found,
-            "rows": ratios(taken, "forward"),
-        },
-    )
+    keep_costs("transformer_cost", args, taken, "stories260K on 128 tokens", **found)
 
 
 if __name__ == "__main__":
