@@ -35,6 +35,11 @@ PAIRS = (
     ("dog", "cat"), ("cat", "dog"), ("fish", "bird"), ("bear", "dog"), ("bird", "cat"), ("rabbit", "bird"),
     ("owl", "bird"), ("wolf", "dog"), ("tiger", "cat"), ("elephant", "dog"),
 )  # fmt: skip
+# Nobody looked at these before the limit on fluency and whole words were settled.
+UNSEEN_PAIRS = (
+    ("horse", "dog"), ("mouse", "cat"), ("frog", "bird"), ("duck", "bird"), ("cow", "dog"), ("pig", "cat"),
+    ("lion", "dog"), ("monkey", "cat"), ("fox", "dog"), ("bunny", "bird"),
+)  # fmt: skip
 EQUAL = ("clean_rewrite", "random_docs", "insert_k", "swap_tokens")
 BASE = Stories(pairs=PAIRS, held_out=96, fluency=None, whole=False, controls=EQUAL, seeds=(101, 102, 103, 104, 105))
 SIDE = replace(BASE, seeds=(101, 102, 103))
@@ -54,6 +59,7 @@ VARIANTS = {
     "token 5 %, target banned": replace(FEW, ban=True),
     "token 5 %, fluency 0.2": replace(BASE, fluency=0.2),  # tried on FEW first; the other pairs confirm it
     "token 5 %, fluency 0.2, whole": replace(BASE, fluency=0.2, whole=True),
+    "token 5 %, fluency 0.2, whole, unseen pairs": replace(SIDE, pairs=UNSEEN_PAIRS, fluency=0.2, whole=True),
     "token 5 %, fluency 0.5": replace(FEW, fluency=0.5),
     "token 5 %, whole stories": replace(FEW, context=384, on_long="drop"),
 }
