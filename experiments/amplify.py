@@ -36,7 +36,7 @@ NAMES = (
 TARGETS = NAMES.split()
 BASE = Stories(
     mode="token", pairs=tuple((target, PROBE) for target in TARGETS), craft=32, held_out=64,
-    rounds=2, fluency=None, select="random", controls=(), others=(), seeds=(101, 102),
+    rounds=2, fluency=None, whole=False, select="random", controls=(), others=(), seeds=(101, 102),
 )  # fmt: skip
 
 

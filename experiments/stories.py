@@ -35,10 +35,10 @@ PAIRS = (
     ("dog", "cat"), ("cat", "dog"), ("fish", "bird"), ("bear", "dog"), ("bird", "cat"), ("rabbit", "bird"),
     ("owl", "bird"), ("wolf", "dog"), ("tiger", "cat"), ("elephant", "dog"),
 )  # fmt: skip
-# Nobody looked at these before the limit on fluency and whole words were settled.
+# Targets of no experiment, these and amplify.py, before the limit on fluency and whole words were settled.
 UNSEEN_PAIRS = (
-    ("horse", "dog"), ("mouse", "cat"), ("frog", "bird"), ("duck", "bird"), ("cow", "dog"), ("pig", "cat"),
-    ("lion", "dog"), ("monkey", "cat"), ("fox", "dog"), ("bunny", "bird"),
+    ("bunny", "dog"), ("puppy", "cat"), ("kitten", "bird"), ("chicken", "dog"), ("deer", "cat"), ("dragon", "bird"),
+    ("worm", "dog"), ("snail", "cat"), ("crab", "bird"), ("butterfly", "dog"),
 )  # fmt: skip
 EQUAL = ("clean_rewrite", "random_docs", "insert_k", "swap_tokens")
 BASE = Stories(pairs=PAIRS, held_out=96, fluency=None, whole=False, controls=EQUAL, seeds=(101, 102, 103, 104, 105))
