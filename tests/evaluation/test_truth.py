@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 
 from infuser.errors import InfuserError
+from infuser.evaluation.stats import Bootstrap
 from infuser.evaluation.truth import (
     Subsets,
     Truth,
@@ -24,13 +25,15 @@ from infuser.types import Recipe, Scores
 from tests.evaluation.small import RECIPE, data, small_mlp, trained
 
 
-def additive(q=10, s=40, noise=0.0, seed=0):
-    """Truth in which f is exactly a sum over documents (and noise)."""
+def additive(q=10, s=40, noise=0.0, seed=0, shared=0.0):
+    """Truth in which f is exactly a sum over documents (and noise, a part of which all queries share)."""
     rng = np.random.default_rng(seed)
     subsets = random_subsets(data()[0], s, seed=seed)
     w = rng.normal(size=(q, len(data()[0])))
     f = subsets.keep @ w.T
-    values = np.stack([f + noise * rng.normal(size=f.shape) for _ in range(2)], axis=1)
+    own = math.sqrt(1 - shared**2)
+    drawn = [own * rng.normal(size=f.shape) + shared * rng.normal(size=(s, 1)) for _ in range(2)]
+    values = np.stack([f + noise * each for each in drawn], axis=1)
     return w, Truth(subsets, values, tuple(f"q{i}" for i in range(q)), (0, 1), "f", "scratch")
 
 
@@ -138,6 +141,40 @@ def test_influence_of_a_convex_model_predicts_retraining_and_random_scores_do_no
 
 def _linear(input_shape, n_outputs):
     return mlp(input_shape, n_outputs, hidden=())
+
+
+def test_its_interval_covers_the_score_over_draws_of_subsets_and_queries():
+    """Worlds drawn anew: the interval holds the score of very many subsets and queries in about 95 % of them."""
+    rng, held, alone = np.random.default_rng(3), [], []
+    noise, draws = 14.0, 60
+    target = lds_per_query_of(additive(s=4000, q=60, noise=noise, seed=999)).mean()
+    for seed in range(draws):
+        w, truth = additive(s=30, q=12, noise=noise, seed=int(rng.integers(10**6)), shared=0.9)
+        low, high = lds(scores_of(w), truth, bootstrap=Bootstrap(resamples=200, seed=seed)).interval
+        held.append(low <= target <= high)
+        each = lds_per_query(scores_of(w), truth)
+        half = 2.2 * each.std(ddof=1) / np.sqrt(len(each))
+        alone.append(abs(each.mean() - target) <= half)
+    assert np.mean(held) >= 0.85
+    # The negative: what all queries share, the subsets, is not seen by resampling queries alone.
+    assert np.mean(alone) < np.mean(held) - 0.1
+
+
+def lds_per_query_of(made):
+    return lds_per_query(scores_of(made[0]), made[1])
+
+
+def test_a_difference_is_taken_on_the_same_resamples():
+    w, truth = additive(s=40, noise=8.0)
+    worse = scores_of(w + 0.5 * np.random.default_rng(1).normal(size=w.shape))
+    one, other, difference = lds(scores_of(w), truth), lds(worse, truth), lds(scores_of(w), truth, worse)
+    assert difference.value == pytest.approx(one.value - other.value)
+    wide, narrow = (e.interval[1] - e.interval[0] for e in (one, difference))
+    assert narrow < wide
+    same = lds(scores_of(w), truth, scores_of(w))
+    assert same.interval == (0.0, 0.0)
+    few = Truth(truth.subsets[:7], truth.values[:7], truth.queries, (0, 1), "f", "scratch")
+    assert lds(scores_of(w), few).interval is None
 
 
 def test_what_cannot_be_ranked_is_refused():

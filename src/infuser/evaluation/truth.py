@@ -14,7 +14,7 @@ from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.evaluation.retrain import Job, Setting, Start, begin, perform
-from infuser.evaluation.stats import mean_estimate, spearman
+from infuser.evaluation.stats import Bootstrap, spearman
 from infuser.executors import Executor, Local
 from infuser.types import Arm, Array, Estimate, Measurement, Scores
 
@@ -160,17 +160,47 @@ def predicted(scores: Scores, subsets: Subsets) -> Array:
     return subsets.keep.astype(np.float64) @ values.T.astype(np.float64)
 
 
-def lds(scores: Scores, truth: Truth) -> Estimate:
+def lds(scores: Scores, truth: Truth, against: Scores | None = None, bootstrap: Bootstrap | None = None) -> Estimate:
     """Return the linear datamodeling score: Spearman of predicted and measured f over subsets, averaged over queries.
 
-    The interval is over queries, for these subsets and seeds; it says nothing about other subsets.
+    The interval is value +- z times the standard error of a bootstrap that resamples subsets and queries, from 8 of
+    each on: all queries share the subsets, so that resampling queries alone would be too sure. Seeds are averaged
+    before, and the scores are those of the one run that they were made for.
+
+    Args:
+        scores: of every query.
+        truth: of the same queries.
+        against: further scores; then the difference from theirs is returned, on the same resamples.
+        bootstrap: 1,000 resamples by default.
 
     Source: Park et al., TRAK, 2023, definition 2.4 (there with subsets of half the documents).
 
     Raises:
         InfuserError: other queries, fewer than 3 subsets, or predictions without ranks (constant or NaN scores).
     """
-    return mean_estimate(lds_per_query(scores, truth), "queries", truth.seeds)
+    how, unit = bootstrap or Bootstrap(resamples=1000), "queries"
+    value, both = float(lds_per_query(scores, truth).mean()), [scores]
+    if against is not None:
+        value, both = value - float(lds_per_query(against, truth).mean()), [scores, against]
+    s, q = len(truth.subsets), len(truth.queries)
+    if min(s, q) < 8:
+        return Estimate(value, None, q, truth.seeds, unit, "none: fewer than 8 subsets or queries", how.level)
+    forecasts, measured = [predicted(one, truth.subsets) for one in both], truth.mean
+    rng, drawn = np.random.default_rng(how.seed), np.empty((how.resamples, len(both)))
+    for r in range(how.resamples):
+        rows, columns = rng.integers(s, size=s), rng.integers(q, size=q)
+        at = np.ix_(rows, columns)
+        drawn[r] = [_rank_correlations(one[at], measured[at]).mean() for one in forecasts]
+    error = float((drawn[:, 0] - (drawn[:, 1] if against is not None else 0.0)).std(ddof=1))
+    half = float(stats.norm.ppf((1 + how.level) / 2)) * error
+    method = f"standard error of a bootstrap over {s} subsets and {q} queries"
+    return Estimate(value, (value - half, value + half), q, truth.seeds, unit, method, how.level)
+
+
+def _rank_correlations(x: Array, y: Array) -> Array:
+    """Return Spearman's correlation of the columns of two tables, ties at their mean rank."""
+    a, b = (ranks - ranks.mean(0) for ranks in (stats.rankdata(x, axis=0), stats.rankdata(y, axis=0)))
+    return cast(Array, (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0)))
 
 
 def lds_per_query(scores: Scores, truth: Truth) -> Array:
@@ -187,7 +217,7 @@ def lds_per_query(scores: Scores, truth: Truth) -> Array:
             got=f"queries {listed([truth.queries[q] for q in flat])}",
             causes=["constant or NaN scores", "f does not depend on the subset"],
         )
-    return np.array([stats.spearmanr(forecast[:, q], measured[:, q]).statistic for q in range(len(scores))])
+    return _rank_correlations(forecast, measured)
 
 
 @dataclass(frozen=True)
