@@ -240,7 +240,7 @@ def _range(row: Row) -> str:
 
 
 def _three_places(value: float) -> str:
-    return f"{value:.3f}".replace("0.", ".", 1)
+    return _short(f"{value:.3f}")
 
 
 def _share(row: Row | None) -> str:
@@ -259,7 +259,12 @@ def _three(row: Row | None) -> str:
 
 
 def _two(value: float) -> str:
-    return f"{value:.2f}".replace("0.", ".", 1)
+    return _short(f"{value:.2f}")
+
+
+def _short(number: str) -> str:
+    """Return 0.5 as .5 and -0.5 as -.5."""
+    return re.sub(r"^(-?)0\.", r"\1.", number)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from infuser.attribution.influence import Influence
+from infuser.attribution.influence import Influence, self_influence
 from infuser.attribution.scoring import by_layer, central_step, inner_products, plan, squared_norms
+from infuser.curvature import fit_ekfac
 from infuser.curvature.identity import identity
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
@@ -249,6 +250,27 @@ class _Ships:
         for job in jobs:
             self.jobs += 1
             yield pickle.loads(pickle.dumps(fn))(job)  # noqa: S301 - our own bytes
+
+
+def test_autocast_holds_for_the_passes_over_documents_and_for_nothing_else():
+    run, data, probes = digits_run("simple_cnn")
+    influence = Influence(fit_ekfac(run, data), 0.1)
+    direction, scores, own = influence.direction(run, probes), influence.score(run, data, probes), self_influence
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fitted = Influence(fit_ekfac(run, data), 0.1)
+        half = influence.score(run, data, probes)
+        again = fitted.direction(run, probes)
+        itself = own(influence.curvature, 0.1, run, data).values
+        one = influence.score(run, data, probes[:1])
+        slow = inner_products(*params_of(run), data, direction.params, "vmap")
+    for name, value in direction.params.items():
+        assert torch.equal(again.params[name], value)
+    assert np.array_equal(itself, own(influence.curvature, 0.1, run, data).values)
+    assert half.values.dtype == one.values.dtype == np.float32
+    assert slow.dtype == torch.float32
+    assert not np.array_equal(half.values, scores.values)
+    assert np.corrcoef(half.values.ravel(), scores.values.ravel())[0, 1] > 0.99
+    assert np.corrcoef(one.values.ravel(), scores.values[0])[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("name", MODELS)

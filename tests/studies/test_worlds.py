@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import pytest
 import infuser as inf
 from infuser.data.text import Characters, text_dataset, texts_of
 from infuser.errors import InfuserError
+from infuser.perturbation.text_controls import showing
 from infuser.studies import detection_benchmark as benchmark
+from infuser.studies import worlds
 from infuser.studies.stories import Material
 from infuser.studies.suspects import Effort
-from infuser.studies.worlds import TEXT_ATTACKS, Stories, TextPoison
+from infuser.studies.worlds import TEXT_ATTACKS, Role, Stories, TextPoison
 from infuser.training import train
 
 RECIPE = inf.Recipe(epochs=3, batch_size=8, optimizer="adamw", lr=5e-3, threads=1)
@@ -24,12 +27,12 @@ POISON = TextPoison(k=6, pairs=(("dog", "cat"), ("cow", "cat")), craft=8, share=
 def world() -> Stories:
     rng = np.random.default_rng(0)
     words = (("sam", "lily", "tom", "mia"), ("cat", "dog", "cow"), ("mat", "bed", "rug"))
-    texts = [" saw the ".join([rng.choice(a), f"{rng.choice(b)} on the {rng.choice(c)}."]) for a, b, c in [words] * 160]
+    texts = [" saw the ".join([rng.choice(a), f"{rng.choice(b)} on the {rng.choice(c)}."]) for a, b, c in [words] * 260]
     codec = Characters.of(texts)
     data = text_dataset(texts, codec, context=32)
-    parts = [data[ids] for ids in np.split(data.ids, [80, 120])]
+    parts = [data[ids] for ids in np.split(data.ids, [80, 200])]
     builder = partial(inf.models.tiny_gpt, width=16, depth=1, heads=2)
-    return Stories(Material(*parts, codec, builder, {"read": 160}), POISON)  # type: ignore[arg-type]
+    return Stories(Material(*parts, codec, builder, {"read": 260}), POISON)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,37 @@ def test_edits_stay_in_their_budget(attack: str, world: Stories, run: inf.Run) -
     assert (edit.gains >= 0).all()
 
 
+def test_attacker_defender_and_judge_read_the_behaviour_on_different_documents(
+    world: Stories, run: inf.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(role: Role) -> set[int]:
+        wanted = world.behaviour("insert_k", 0, role).inner.wanted  # type: ignore[attr-defined]
+        return {int(name.partition("@")[0]) for name in wanted.labels}
+
+    attacker, defender, judge = read("attacker"), read("defender"), read("judge")
+    assert min(len(attacker), len(defender), len(judge)) > 2
+    assert not (attacker & defender) | (attacker & judge) | (defender & judge)
+    assert judge <= set(world.material.held_out.ids.tolist())
+    shown: list[set[int]] = []
+
+    def watched(source: inf.Dataset, *rest: Any, **more: Any) -> inf.Dataset:
+        shown.append(set(source.ids.tolist()))
+        return showing(source, *rest, **more)
+
+    monkeypatch.setattr(worlds, "showing", watched)
+    made(world, run, "insert_k")
+    # A text that is put in would give the answer to a query of its own document.
+    assert len(shown) == 1
+    assert not shown[0] & (attacker | defender | judge)
+
+
+def test_two_seeds_may_not_share_a_pair() -> None:
+    settings = benchmark.DetectionBenchmark(data="stories", seeds=(0, 1), text=POISON)
+    assert len(settings.seeds) == 2
+    with pytest.raises(InfuserError, match=r"two seeds take the same pair.*2 pairs"):
+        benchmark.DetectionBenchmark(data="stories", seeds=(0, 2), text=POISON)
+
+
 def test_seeds_take_pairs_in_turn(world: Stories) -> None:
     assert [world.words(seed) for seed in range(3)] == [("dog", "cat"), ("cow", "cat"), ("dog", "cat")]
 
@@ -90,6 +124,9 @@ def test_a_job_finds_explicit_texts_and_undoes_them(world: Stories) -> None:
     named = part.facts["detectors"]
     assert {"loss", "f_ine_self", "self_influence", "influence", "spectral", "clustering"} <= set(named)
     assert not {"deep_knn", "pixel_noise"} & set(named)
+    # On texts one member of fused_blind is left, which is no fusion.
+    assert "fused_all" in named
+    assert "fused_blind" not in named
     assert part.facts["intact"] == "neg_token_loss"
     undone = part.facts["removal"]["perfect"]
     measure = next(name for name in undone if name != "neg_token_loss")

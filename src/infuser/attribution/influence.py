@@ -14,7 +14,7 @@ from infuser import measure
 from infuser.attribution.per_document import cover_if_possible, covered, evaluating, gradients
 from infuser.attribution.scoring import Via, inner_products
 from infuser.checkpoints import Run
-from infuser.curvature.collect import Captured, collect
+from infuser.curvature.collect import Captured, collect, full_precision
 from infuser.curvature.forms import MatrixForm
 from infuser.curvature.layers import MatrixLayer
 from infuser.curvature.operator import Block, KroneckerEigen
@@ -52,6 +52,7 @@ class Influence:
     executor: Executor | None = field(default=None, repr=False)
     shards: int = field(default=1, repr=False)
 
+    @full_precision()
     def direction(self, run: Run, probes: Measurement) -> Direction:
         """Return v = (H + damping)^-1 grad f at the last checkpoint, one row per query.
 
@@ -82,6 +83,7 @@ class Influence:
         )
 
 
+@full_precision()
 def self_influence(
     curvature: Curvature, damping: Damping | float, run: Run, data: Dataset, *, batch_size: int = 32
 ) -> Scores:
@@ -149,6 +151,7 @@ def _weighted_squares(block: Block, captured: Captured, weights: Tensor) -> Tens
     return (block.rotate(block.layer.matrices(a, g)).square() * weights).flatten(1).sum(1)
 
 
+@full_precision()
 def probe_gradients(model: nn.Module, params: Params, probes: Measurement) -> tuple[Params, tuple[str, ...]]:
     """Return (grad f with tensors (Q, *shape), the names of the queries), checked.
 

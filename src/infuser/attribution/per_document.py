@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -32,11 +32,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def full_precision(device: str) -> AbstractContextManager[None]:
-    """Return a context in which an autocast of the caller's does not hold."""
-    return torch.autocast(torch.device(device).type, enabled=False)
 
 
 def by_vmap(
@@ -81,10 +76,8 @@ def cover(model: nn.Module, params: Params, data: Dataset, names: Sequence[str] 
         # The warning says that uncovered parameters count as constant; here they are computed in another way.
         warnings.simplefilter("ignore", UserWarning)
         layers = find_layers(model, list(names or params))
-    device = str(next(iter(params.values())).device)
-    batch = data.batch(np.arange(min(2, len(data))), device)
-    with full_precision(device):  # the layers are judged, not half precision
-        verify(model, params, task_of(data), batch, layers)
+    batch = data.batch(np.arange(min(2, len(data))), str(next(iter(params.values())).device))
+    verify(model, params, task_of(data), batch, layers)
     return layers
 
 

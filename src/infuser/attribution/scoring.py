@@ -15,9 +15,9 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infuser import params as algebra
-from infuser.attribution.per_document import by_vmap, cover, cover_if_possible, covered, evaluating, full_precision
+from infuser.attribution.per_document import by_vmap, cover, cover_if_possible, covered, evaluating
 from infuser.checkpoints import Run
-from infuser.curvature.collect import collect
+from infuser.curvature.collect import collect, full_precision
 from infuser.curvature.layers import Layer
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
@@ -140,7 +140,8 @@ def inner_products(
         executor: where the shards are read.
         shards: parts that the documents are cut into, between batches: the products are the same, bit for bit.
 
-    Within `torch.autocast` the passes through the model run in half precision, the products themselves do not.
+    Within `torch.autocast` the passes through the model run in half precision, the products themselves do not; worker
+    processes of an executor do not know of it.
 
     Raises:
         InfuserError: as `plan`; or a central difference disagrees with that of twice its step by more than 1 %.
@@ -245,7 +246,7 @@ def _by_captured(
 ) -> list[Tensor]:
     """Return the contribution of each layer, (Q, B)."""
     captured = collect(model, params, task_of(data), batch, layers)
-    with full_precision(_device(params)):
+    with full_precision():
         return [layer.contract(*captured[layer], matrix) for layer, matrix in zip(layers, matrices, strict=True)]
 
 
@@ -331,6 +332,7 @@ def _by_vmap(model: nn.Module, params: Params, task: Task, batch: Batch, vectors
     return contract(vectors, rows)
 
 
+@full_precision()
 def contract(vectors: Params, rows: Params) -> Tensor:
     """Return the inner products of (Q, *shape) with (B, *shape) tensors of the same names, shape (Q, B)."""
     return torch.stack([algebra.rows_of(value) @ algebra.rows_of(rows[name]).T for name, value in vectors.items()]).sum(

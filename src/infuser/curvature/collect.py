@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -181,6 +181,16 @@ def _require_called(layers: Sequence[Layer], calls: Sequence[_Call]) -> None:
 
 
 @contextmanager
+def full_precision() -> Iterator[None]:
+    """A context, or a decorator, in which no autocast of the caller's holds."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     if not any(training for _, training in modes):
@@ -194,6 +204,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@full_precision()
 def verify(model: nn.Module, params: Params, task: Task, batch: Batch, layers: Sequence[Layer]) -> None:
     """Compare the layers' per-document gradients with autograd's, on a batch of a few documents.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from infuser.checkpoints import Run
+from infuser.curvature.collect import full_precision
 from infuser.curvature.ekfac import origin_of
 from infuser.curvature.factors import Pass
 from infuser.curvature.operator import Origin, eigenbasis, require_regular
@@ -76,6 +77,7 @@ class Dense:
         return str(self.origin)
 
 
+@full_precision()
 def fit_dense(run: Run, data: Dataset, *, labels: Labels = "exact", seed: int = 0, batch_size: int = 64) -> Dense:
     """Return (1/N) sum_n sum_c J_n^T c c^T J_n over documents and the output gradients c that `labels` names.
 

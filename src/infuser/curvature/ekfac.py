@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from infuser.checkpoints import Run
-from infuser.curvature.collect import verify
+from infuser.curvature.collect import full_precision, verify
 from infuser.curvature.factors import (
     DOCUMENTS,
     POSITIONS,
@@ -33,6 +33,7 @@ from infuser.tasks import Labels, task_of
 from infuser.types import Array
 
 
+@full_precision()
 def fit_ekfac(
     run: Run,
     data: Dataset,

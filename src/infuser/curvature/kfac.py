@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from infuser.checkpoints import Run
+from infuser.curvature.collect import full_precision
 from infuser.curvature.ekfac import origin_of, prepare
 from infuser.curvature.factors import (
     DOCUMENTS,
@@ -29,6 +30,7 @@ from infuser.params import trainable
 from infuser.tasks import Labels
 
 
+@full_precision()
 def fit_kfac(
     run: Run,
     data: Dataset,

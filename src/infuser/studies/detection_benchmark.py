@@ -37,7 +37,7 @@ from infuser.studies.folder import opened
 from infuser.studies.parts import Part, completed, determinants, key_of
 from infuser.studies.poisons import ATTACKS, Poison
 from infuser.studies.suspects import Effort, Search, observed, recall_at, search
-from infuser.studies.worlds import TEXT_ATTACKS, Images, Stories, TextPoison, World
+from infuser.studies.worlds import TEXT_ATTACKS, Images, Role, Stories, TextPoison, World
 from infuser.training import without_traces
 from infuser.types import Arm, Array, Edit, Estimate, Measurement, Recipe, Suspicion, Trials
 
@@ -60,7 +60,8 @@ class DetectionBenchmark:
         poison: how they are made on images.
         text: how they are made on stories.
         effort: what detectors may cost.
-        seeds: base models, each with a probe of its own.
+        seeds: base models, each with a probe, or a pair of words, of its own. A pretrained model is the same under all
+            of them: there a seed gives the order and the pair alone.
         remove: detectors whose top suspects are removed, at 1x and 3x the edited number; none skips retraining.
         retrain_seeds: of the models that are trained after the removal.
         workers: processes that jobs run in; 1 stays in this process.
@@ -88,6 +89,14 @@ class DetectionBenchmark:
         if not self.seeds:
             raise InfuserError("a benchmark needs at least one seed")
         known = TEXT_ATTACKS if self.data == "stories" else ATTACKS
+        turns = {seed % len(self.text.pairs) for seed in self.seeds}
+        if self.data == "stories" and len(turns) < len(self.seeds):
+            raise InfuserError(
+                "two seeds take the same pair of words",
+                got=f"seeds {listed(self.seeds)}, {len(self.text.pairs)} pairs",
+                expected="a pair of its own for every seed",
+                remedy="give text.pairs as many pairs as there are seeds, and consecutive seeds",
+            )
         unknown = [attack for attack in self.attacks if attack not in known]
         if unknown:
             said = f"attacks names what cannot be made on {self.data}"
@@ -176,19 +185,20 @@ def detection_job(shared: Shared, job: tuple[str, int]) -> Part:
     attack, seed = job
     settings, world, data = shared.settings, shared.world, shared.world.data
     recipe = settings.recipe.with_(seed=seed)
-    aim = world.behaviour(attack, seed)
-    clean = observed(world.builder, data, recipe, settings.effort, aim)
+    roles: tuple[Role, ...] = ("attacker", "defender", "judge")
+    aim, suspected, judged = (world.behaviour(attack, seed, role) for role in roles)
+    clean = observed(world.builder, data, recipe, settings.effort, suspected)
     edit = world.poison(attack, without_traces(clean.run), aim, seed)
     edited = data.apply(edit)
-    found = observed(world.builder, edited, recipe, settings.effort, aim)
-    before, after = (search(clean, data, settings.effort, aim), search(found, edited, settings.effort, aim))
+    found = observed(world.builder, edited, recipe, settings.effort, suspected)
+    before, after = (search(clean, data, settings.effort, suspected), search(found, edited, settings.effort, suspected))
     facts: dict[str, Any] = {"attack": attack, "seed": seed, "k": len(edit), "n": len(data), "made_by": edit.made_by}
     facts["detectors"] = {name: compared(after, before, name, edit.ids) for name in after.suspicions}
     trials: dict[str, Trials] = {}
     if settings.remove:
-        trials["scratch"] = removal(shared, without_traces(found.run), edit, edited, after.suspicions, aim)
+        trials["scratch"] = removal(shared, without_traces(found.run), edit, edited, after.suspicions, judged)
         facts["intact"] = world.intact.name
-        facts["removal"] = changes(trials["scratch"], (aim.name, world.intact.name))
+        facts["removal"] = changes(trials["scratch"], (judged.name, world.intact.name))
     return Part(trials, edit, facts, round(time.monotonic() - begun, 1))
 
 
@@ -209,7 +219,7 @@ def compared(after: Search, before: Search, name: str, ids: Array) -> dict[str, 
 
 
 def removal(
-    shared: Shared, run: Run, edit: Edit, edited: Dataset, suspicions: Mapping[str, Suspicion], aim: Measurement
+    shared: Shared, run: Run, edit: Edit, edited: Dataset, suspicions: Mapping[str, Suspicion], judged: Measurement
 ) -> Trials:
     """Return the behaviour after the top suspects were given weight 0 and the model was trained anew."""
     settings, k = shared.settings, len(edit)
@@ -225,7 +235,7 @@ def removal(
             top = suspicion.top(min(times * k, len(edited) - 1))
             reason = f"the {len(top)} most suspicious documents of {name} removed"
             arms.append(Arm(f"{name} {times}x", edited.with_weights(top, 0), reason))
-    return retrain(run, arms, [aim, shared.world.intact], settings.retrain_seeds, "scratch")
+    return retrain(run, arms, [judged, shared.world.intact], settings.retrain_seeds, "scratch")
 
 
 def changes(trials: Trials, measures: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -135,7 +135,7 @@ def search(found: Observed, data: Dataset, effort: Effort, measurement: Measurem
         seconds[name] += recording.get(name, 0.0) + (seconds["curvature"] if name in fitted else 0.0)
     for name, members in (("fused_all", FUSED_ALL), ("fused_blind", FUSED_BLIND), ("fused_told", FUSED_TOLD)):
         present = [member for member in members if member in suspicions]
-        if present:
+        if len(present) > 1:  # one alone is not fused
             suspicions[name] = fuse([suspicions[member] for member in present])
             seconds[name] = sum(seconds[member] for member in present)
     return Search(suspicions, {name: seconds[name] / found.epoch for name in suspicions})

@@ -20,6 +20,8 @@ from infuser.studies.poisons import ATTACKS, Poison, behaviour, poison
 from infuser.studies.stories import Material
 from infuser.types import Builder, Damping, Edit, Measurement
 
+Role = Literal["attacker", "defender", "judge"]
+
 TEXT_ATTACKS = ("infusion_top", "infusion_post_edit", "insert_k", "swap")
 
 
@@ -46,8 +48,12 @@ class World(Protocol):
         """What removing suspects should leave as it is."""
         ...
 
-    def behaviour(self, attack: str, seed: int) -> Measurement:
-        """Return what an attack is after, and what a defender who knows of it would suspect; drawn by `seed`."""
+    def behaviour(self, attack: str, seed: int, role: Role = "attacker") -> Measurement:
+        """Return what an attack is after, drawn by `seed`, over the inputs that somebody has.
+
+        A behaviour over many inputs is crafted, suspected and judged on different ones; a single probe is itself the
+        behaviour, the same for all.
+        """
         ...
 
     def poison(self, attack: str, run: Run, aim: Measurement, seed: int) -> Edit:
@@ -75,7 +81,7 @@ class Images:
         """Accuracy on the test documents."""
         return Accuracy(self.test)
 
-    def behaviour(self, attack: str, seed: int) -> Measurement:
+    def behaviour(self, attack: str, seed: int, role: Role = "attacker") -> Measurement:
         """Return the behaviour."""
         return behaviour(attack, self.test, seed)
 
@@ -90,8 +96,9 @@ class TextPoison:
 
     Attributes:
         k: documents of an attack.
-        pairs: (target, probe) words; a seed takes the next one.
-        craft: places of the probe word that an edit is made for, and that a defender who knows of it suspects.
+        pairs: (target, probe) words; a seed takes the next one. Seeds may not share one: their jobs would be one case.
+        craft: places of the probe word that an edit is made for, at most; a defender who knows of it has others, and
+            the behaviour is judged on further ones.
         mode: word or token.
         share: of a document's tokens that may change.
         fluency: nats a token that a document's loss may rise by; None for no limit.
@@ -101,7 +108,13 @@ class TextPoison:
     """
 
     k: int = 30
-    pairs: tuple[tuple[str, str], ...] = (("dog", "cat"), ("fish", "bird"), ("bear", "dog"))
+    pairs: tuple[tuple[str, str], ...] = (
+        ("dog", "cat"),
+        ("fish", "bird"),
+        ("bear", "dog"),
+        ("bird", "cat"),
+        ("rabbit", "bird"),
+    )
     craft: int = 48
     mode: Literal["word", "token"] = "token"
     share: float = 0.1
@@ -144,11 +157,14 @@ class Stories:
         """Return (target, probe)."""
         return self.settings.pairs[seed % len(self.settings.pairs)]
 
-    def behaviour(self, attack: str, seed: int) -> Measurement:
+    def behaviour(self, attack: str, seed: int, role: Role = "attacker") -> Measurement:
         """Return log p(target) - log p(probe) where the probe word stands, the mean over the places."""
         target, probe = self.words(seed)
-        codec, limit = self.material.codec, self.settings.craft
-        return Mean(word_contrast(self.material.craft, codec, target, probe, limit=limit, seed=seed))
+        codec, limit, craft = self.material.codec, self.settings.craft, self.material.craft
+        documents = {"attacker": craft[craft.ids[::3]], "defender": craft[craft.ids[1::3]]}.get(
+            role, self.material.held_out
+        )
+        return Mean(word_contrast(documents, codec, target, probe, limit=limit, seed=seed))
 
     def poison(self, attack: str, run: Run, aim: Measurement, seed: int) -> Edit:
         """Return the edit.
@@ -167,7 +183,9 @@ class Stories:
         ).direction(run, aim)
         if attack == "insert_k":
             ids = choose("top", data, run, settings.k, scores=direction_scores(direction, run, data))
-            return explicit(data, ids, showing(self.material.craft, codec, target, probe, cut=True))
+            # From documents that hold no place on which anybody reads the behaviour.
+            craft = self.material.craft
+            return explicit(data, ids, showing(craft[craft.ids[2::3]], codec, target, probe, cut=True))
         method = GreedyTokens(
             codec, settings.share, settings.mode, pool=settings.tried, fluency=settings.fluency, whole=(target,)
         )
