@@ -23,6 +23,8 @@ PAGES = (
 _PLACE = re.compile(r"(<!-- numbers: (?P<name>[\w-]+) -->\n)(?P<text>.*?)(<!-- end of numbers -->)", re.DOTALL)
 Row = Mapping[str, Any]
 
+FIDELITY_DATA = {"mnist": "MNIST", "mnistweak": "MNIST, less training", "digits": "digits", "generated": "generated"}
+SIZED = ("f-INE snr", "f-INE paper, auc")
 FIDELITY = {
     "f-INE snr": "f-INE, mode snr",
     "f-INE paper, auc": "f-INE, mode paper, auc",
@@ -68,48 +70,61 @@ def demo() -> str:
     )
 
 
-def fidelity(case: str) -> str:
-    """Return Spearman correlations of one run with the true mu."""
-    rows = {(r["what"], r["method"]): r for r in results("f_ine_fidelity")["rows"] if r["case"] == case}
-    what = ("Spearman with true self mu", "Spearman, without one-class groups")
-    counts = [next(r["n"] for (w, _), r in rows.items() if w == name) for name in what]
+def fidelity(what: str) -> str:
+    """Return Spearman correlations of one run with the true mu on itself, by data set: over the data seeds."""
+    held = {(r["case"], r["method"]): r for r in results("f_ine_fidelity")["rows"] if r["what"] == what}
+    seeds = {kind: [case for case, _ in held if re.fullmatch(rf"{kind}-\d+", case)] for kind in FIDELITY_DATA}
+    known = {kind: list(dict.fromkeys(cases)) for kind, cases in seeds.items() if cases}
+    subsets = next(iter(held.values()))["n"]
     head = (
-        "Spearman with the true $\\mu$ on itself",
-        f"all {counts[0]} subsets",
-        f"{counts[1]}, without groups of one class",
+        f"{subsets} subsets",
+        *(f"{FIDELITY_DATA[kind]}, {len(cases)} data seed{'s' * (len(cases) > 1)}" for kind, cases in known.items()),
     )
     body = [
-        (shown, *(_share(rows.get((name, method))) for name in what))
+        (shown, *(_spread([held[case, method]["value"] for case in cases]) for cases in known.values()))
         for method, shown in FIDELITY.items()
-        if (what[0], method) in rows
+        if all((case, method) in held for cases in known.values() for case in cases)
     ]
     return _table(head, body)
 
 
-def fidelity_points(case: str) -> str:
-    """Return what one run says of the size of mu, and of signs on test points."""
-    rows = {(r["what"], r["method"]): r for r in results("f_ine_fidelity")["rows"] if r["case"] == case}
-    size = {m: rows["self mu over truth, median", m]["value"] for m in ("f-INE snr", "f-INE paper, auc")}
-    sign = {
-        m: rows["sign on test points, clear pairs", m]
-        for m in (*FIDELITY,)
-        if ("sign on test points, clear pairs", m) in rows
-    }
-    said = "; ".join(f"{FIDELITY[m]} {_percent(r)}" for m, r in sign.items())
-    n = next(iter(sign.values()))["n"]
-    return _wrapped(
-        f"The size of $\\mu$ of a single document is {_two(size['f-INE snr'])} of the truth in the median (snr),",
-        f"{_two(size['f-INE paper, auc'])} (paper, auc). On test points ({n} pairs of subset and point whose true sign",
-        f"is clear) signs are right in this share of cases: {said}.",
-    )
+def fidelity_points() -> str:
+    """Return what one run says of the size of mu, and of signs on test points, by data set."""
+    held = {(r["case"], r["what"], r["method"]): r["value"] for r in results("f_ine_fidelity")["rows"]}
+    told = [
+        *((f"size of $\\mu$ over the truth, {FIDELITY[m]}", "self mu over truth, median", m) for m in SIZED),
+        *((f"sign on test points, {FIDELITY[m]}", "sign on test points, clear pairs", m) for m in FIDELITY),
+    ]
+    kinds = {k: [c for c in dict.fromkeys(c for c, *_ in held) if re.fullmatch(rf"{k}-\d+", c)] for k in FIDELITY_DATA}
+    known = {kind: cases for kind, cases in kinds.items() if cases}
+    body = [
+        (shown, *(_spread([held[case, what, method] for case in cases]) for cases in known.values()))
+        for shown, what, method in told
+        if all((case, what, method) in held for cases in known.values() for case in cases)
+    ]
+    return _table(("", *(FIDELITY_DATA[kind] for kind in known)), body)
 
 
-def consistency() -> str:
-    """Return recall of wrong labels, and how far five runs agree."""
-    rows = {(r["what"], r["method"]): r for r in results("f_ine_consistency")["rows"]}
-    head = ("", "recall at 20 %", "Jaccard of the top 20 % over runs")
-    body = [(shown, *(_three(rows.get((w, m))) for w in ("recall", "jaccard 0.2"))) for m, shown in CONSISTENCY.items()]
-    return _table(head, body)
+def consistency(what: str) -> str:
+    """Return recall of wrong labels, or how far five runs agree, by noise and epochs: over the data seeds."""
+    held = [r for r in results("f_ine_consistency")["rows"] if r["what"] == what]
+    rows = {(r["noise"], r["epochs"], r["method"]): r for r in held}
+    cells = sorted({(r["noise"], r["epochs"]) for r in held})
+    body = [(shown, *(_told(rows.get((*cell, method))) for cell in cells)) for method, shown in CONSISTENCY.items()]
+    return _table(("", *(f"{noise} % wrong, {epochs} epochs" for noise, epochs in cells)), body)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return _two(values[0])
+    return f"{_two(sum(values) / len(values))} ({_two(min(values))} to {_two(max(values))})"
+
+
+def _told(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    ends = row["interval"]
+    return _three_places(row["value"]) + (f" [{_three_places(ends[0])}, {_three_places(ends[1])}]" if ends else "")
 
 
 def audit() -> str:
@@ -201,9 +216,11 @@ def _largest(name: str) -> Any:
 
 PLACES: Mapping[str, Callable[[], str]] = {
     "demo": demo,
-    "fidelity-mnist": lambda: fidelity("mnist-0"),
-    "fidelity-mnist-points": lambda: fidelity_points("mnist-0"),
-    "consistency-mnist": consistency,
+    "fidelity": lambda: fidelity("Spearman with true self mu"),
+    "fidelity-without-classes": lambda: fidelity("Spearman, without one-class groups"),
+    "fidelity-points": fidelity_points,
+    "recall-mnist": lambda: consistency("recall"),
+    "jaccard-mnist": lambda: consistency("jaccard 0.2"),
     "audit-mnist": audit,
     "stories": stories,
     "caesar": caesar,
@@ -252,10 +269,6 @@ def _percent(row: Row) -> str:
     # An interval of a share, not of what a share cannot be.
     low, high = (min(1.0, max(0.0, end)) for end in ends)
     return f"{100 * row['value']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
-
-
-def _three(row: Row | None) -> str:
-    return "–" if row is None else _three_places(row["value"])
 
 
 def _two(value: float) -> str:

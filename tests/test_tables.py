@@ -36,3 +36,10 @@ def test_a_typed_number_would_be_seen() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     assert tables().renewed(page.replace(" predictions flip", " predictions do flip")) == page
     assert page.count(" predictions flip") == 1
+
+
+def test_a_leading_zero_is_left_out_and_no_other() -> None:
+    made = tables()
+    values = (0.5, -0.5, 10.05, 100.0, -20.0, 1.0)
+    assert [made._two(value) for value in values] == [".50", "-.50", "10.05", "100.00", "-20.00", "1.00"]
+    assert [made._three_places(value) for value in (0.1234, 20.1234)] == [".123", "20.123"]
