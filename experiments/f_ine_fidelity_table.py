@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from f_ine_candidates import candidates
 from f_ine_fidelity import FIRST_SEED, true_mu_of
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from infuser.evaluation.true_mu import TrueInfluence
 from infuser.storage import write_json
@@ -141,13 +141,23 @@ def by_run(estimates: np.ndarray, truth: np.ndarray, blocks: int | None = None) 
     value = np.mean([spearmanr(row, truth).statistic for row in estimates])
     blocks = blocks or len(truth)
     at = np.arange(len(truth)).reshape(blocks, -1)
-    rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(RESAMPLES if at.shape[1] == 1 else 200):
-        chosen = at[rng.integers(blocks, size=blocks)].ravel()
-        with np.errstate(invalid="ignore"):
-            draws.append(np.mean([spearmanr(row[chosen], truth[chosen]).statistic for row in estimates]))
+    count = RESAMPLES if at.shape[1] == 1 else 200
+    chosen = at[np.random.default_rng(0).integers(blocks, size=(count, blocks))].reshape(count, -1)
+    wanted = centred_ranks(truth[chosen])
+    draws = np.mean([correlations(centred_ranks(row[chosen]), wanted) for row in estimates], axis=0)
     return float(value), tuple(np.nanpercentile(draws, [2.5, 97.5]).tolist())
+
+
+def centred_ranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks within each row, ties at their mean, less their mean."""
+    ranks = rankdata(values, axis=1)
+    return ranks - ranks.mean(1, keepdims=True)
+
+
+def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the correlation of each row of centred values; NaN where one is constant."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
 
 
 def signs(estimates: np.ndarray, truth: np.ndarray, clear: np.ndarray) -> tuple[float, tuple[float, float]]:
