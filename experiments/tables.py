@@ -28,7 +28,9 @@ SIZED = ("f-INE snr", "f-INE paper, auc")
 FIDELITY = {
     "f-INE snr": "f-INE, mode snr",
     "f-INE paper, auc": "f-INE, mode paper, auc",
+    "f-INE paper, gauss": "f-INE, mode paper, gauss",
     "f-INE, EK-FAC within-step z": "`PreconditionedFInfluence`",
+    "tried: EK-FAC z / size^(1/4)": "the same over $|S|^{1/4}$",
     "TracIn, all steps": "TracIn, all steps",
     "EK-FAC at the end": "EK-FAC influence at the end",
     "training loss, mean": "mean training loss",
@@ -75,7 +77,7 @@ def fidelity(what: str) -> str:
     held = {(r["case"], r["method"]): r for r in results("f_ine_fidelity")["rows"] if r["what"] == what}
     seeds = {kind: [case for case, _ in held if re.fullmatch(rf"{kind}-\d+", case)] for kind in FIDELITY_DATA}
     known = {kind: list(dict.fromkeys(cases)) for kind, cases in seeds.items() if cases}
-    subsets = next(iter(held.values()))["n"]
+    subsets = next(held[key]["n"] for key in held if key[0] == next(iter(known.values()))[0])
     head = (
         f"{subsets} subsets",
         *(f"{FIDELITY_DATA[kind]}, {len(cases)} data seed{'s' * (len(cases) > 1)}" for kind, cases in known.items()),
