@@ -30,7 +30,7 @@ FIDELITY = {
     "f-INE paper, auc": "f-INE, mode paper, auc",
     "f-INE paper, gauss": "f-INE, mode paper, gauss",
     "f-INE, EK-FAC within-step z": "`PreconditionedFInfluence`",
-    "tried: EK-FAC z / size^(1/4)": "the same over $|S|^{1/4}$",
+    "tried: EK-FAC z / size^(1/4)": "the same over the fourth root of the size",
     "TracIn, all steps": "TracIn, all steps",
     "EK-FAC at the end": "EK-FAC influence at the end",
     "training loss, mean": "mean training loss",
