@@ -164,6 +164,15 @@ def lds_per_query_of(made):
     return lds_per_query(scores_of(made[0]), made[1])
 
 
+def test_a_query_that_only_one_subset_moves_leaves_an_interval():
+    w, truth = additive(noise=8.0)
+    values = truth.values.copy()
+    values[:, :, 0] = 0.0
+    values[3, :, 0] = 1.0  # constant on every resample without this subset
+    estimate = lds(scores_of(w), Truth(truth.subsets, values, truth.queries, (0, 1), "f", "scratch"))
+    assert estimate.interval[0] < estimate.value < estimate.interval[1]
+
+
 def test_a_difference_is_taken_on_the_same_resamples():
     w, truth = additive(s=40, noise=8.0)
     worse = scores_of(w + 0.5 * np.random.default_rng(1).normal(size=w.shape))

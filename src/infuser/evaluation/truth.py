@@ -190,7 +190,8 @@ def lds(scores: Scores, truth: Truth, against: Scores | None = None, bootstrap: 
     for r in range(how.resamples):
         rows, columns = rng.integers(s, size=s), rng.integers(q, size=q)
         at = np.ix_(rows, columns)
-        drawn[r] = [_rank_correlations(one[at], measured[at]).mean() for one in forecasts]
+        # A query that is constant on the subsets drawn has no ranks there.
+        drawn[r] = [np.nanmean(_rank_correlations(one[at], measured[at])) for one in forecasts]
     error = float((drawn[:, 0] - (drawn[:, 1] if against is not None else 0.0)).std(ddof=1))
     half = float(stats.norm.ppf((1 + how.level) / 2)) * error
     method = f"standard error of a bootstrap over {s} subsets and {q} queries"
@@ -200,7 +201,8 @@ def lds(scores: Scores, truth: Truth, against: Scores | None = None, bootstrap: 
 def _rank_correlations(x: Array, y: Array) -> Array:
     """Return Spearman's correlation of the columns of two tables, ties at their mean rank."""
     a, b = (ranks - ranks.mean(0) for ranks in (stats.rankdata(x, axis=0), stats.rankdata(y, axis=0)))
-    return cast(Array, (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0)))
+    with np.errstate(invalid="ignore"):
+        return cast(Array, (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0)))
 
 
 def lds_per_query(scores: Scores, truth: Truth) -> Array:

@@ -89,8 +89,9 @@ class DetectionBenchmark:
         if not self.seeds:
             raise InfuserError("a benchmark needs at least one seed")
         known = TEXT_ATTACKS if self.data == "stories" else ATTACKS
-        turns = {seed % len(self.text.pairs) for seed in self.seeds}
-        if self.data == "stories" and len(turns) < len(self.seeds):
+        if self.data == "stories" and len({seed % max(len(self.text.pairs), 1) for seed in self.seeds}) < len(
+            self.seeds
+        ):
             raise InfuserError(
                 "two seeds take the same pair of words",
                 got=f"seeds {listed(self.seeds)}, {len(self.text.pairs)} pairs",
