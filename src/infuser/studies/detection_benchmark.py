@@ -89,9 +89,8 @@ class DetectionBenchmark:
         if not self.seeds:
             raise InfuserError("a benchmark needs at least one seed")
         known = TEXT_ATTACKS if self.data == "stories" else ATTACKS
-        if self.data == "stories" and len({seed % max(len(self.text.pairs), 1) for seed in self.seeds}) < len(
-            self.seeds
-        ):
+        pairs = max(len(self.text.pairs), 1)
+        if self.data == "stories" and len({seed % pairs for seed in self.seeds}) < len(self.seeds):
             raise InfuserError(
                 "two seeds take the same pair of words",
                 got=f"seeds {listed(self.seeds)}, {len(self.text.pairs)} pairs",
