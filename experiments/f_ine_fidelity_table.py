@@ -15,7 +15,7 @@ from infuser.storage import write_json
 from infuser.studies.environment import environment
 
 RESAMPLES = 2000
-CLAIM = "To be tested: one run's f-INE, mode snr, ranks subsets on themselves as retraining does; fixed test points it barely sees."
+CLAIM = "To be tested: one run's f-INE, mode snr, ranks subsets on themselves as retraining does."
 
 
 def write(runs: Path, out: Path) -> None:
