@@ -157,6 +157,32 @@ def test_behaviours_are_what_the_attacks_are_after() -> None:
         with_trigger(np.zeros((1, 1, 8, 8)))
 
 
+def test_attacks_on_one_behaviour_share_the_clean_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Images(mlp, FEW, TEST, SMALL.poison)
+    for attack in ATTACKS:
+        twins = [other for other in ATTACKS if world.behaviour_of(other) == world.behaviour_of(attack)]
+        told = [world.behaviour(other, 1) for other in twins]
+        assert len({repr((aim.name, aim.queries, getattr(aim, "labels", None))) for aim in told}) == 1
+    settings = replace(SMALL, recipe=RECIPE.with_(epochs=4))
+    trained: list[int] = []
+    plain = benchmark.observed
+
+    def counted(*given: Any) -> Any:
+        trained.append(len(given[1]))
+        return plain(*given)
+
+    monkeypatch.setattr(benchmark, "observed", counted)
+    shared, alone = benchmark.Shared(settings, world), benchmark.Shared(settings, world)
+    benchmark.detection_job(shared, ("insert_k", 0))
+    both = [benchmark.detection_job(one, ("infusion_top", 0)) for one in (shared, alone)]
+    assert len(trained) == 2 + 1 + 2  # the second job of `shared` trains on the edited data alone
+    blocks = [{n: d["before"] for n, d in part.facts["detectors"].items() if n != "random"} for part in both]
+    assert blocks[0] == blocks[1]
+    benchmark.detection_job(shared, ("label_flips", 0))  # another behaviour
+    benchmark.detection_job(shared, ("infusion_top", 1))  # another seed
+    assert len(trained) == 5 + 2 + 2
+
+
 def test_flipped_labels_are_spread_over_the_others() -> None:
     edit = flip_labels(TRAIN, 900, 0)
     shift = (edit.targets_after - edit.targets_before) % 10

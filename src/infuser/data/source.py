@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from infuser.data.folder import folder_files, listing
 from infuser.data.hub import hub
 from infuser.data.mnist import fashion_mnist, mnist
 from infuser.data.parquet import parquet
+from infuser.data.text import read_jsonl, read_parquet_text, read_separated, read_text
 from infuser.errors import InfuserError
 
 KNOWN = "digits, mnist, fashion_mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME"
@@ -85,6 +86,31 @@ def files(source: str) -> tuple[Path, ...]:
         return folder_files(rest)
     names, train, _ = listing(parts[0])
     return (*train, *listing(parts[1], names)[1])
+
+
+def texts(path: str | os.PathLike[str]) -> list[str]:
+    """Return the documents of a .txt file with separators, a .jsonl or .parquet file with a column `text`, or a folder.
+
+    A folder holds one document a .txt file, in the order of their names.
+
+    Raises:
+        InfuserError: nothing is there, a file of another kind, or one that cannot be read.
+    """
+    chosen = Path(path)
+    if chosen.is_dir():
+        found = sorted(chosen.glob("*.txt"))
+        if not found:
+            raise InfuserError(f"{chosen.name} holds no .txt files", got=str(chosen), expected="a document a file")
+        return [read_text(file).strip() for file in found]
+    readers: dict[str, Callable[[Path], Sequence[object]]] = {
+        ".txt": read_separated,
+        ".jsonl": read_jsonl,
+        ".parquet": read_parquet_text,
+    }
+    if chosen.suffix not in readers:
+        expected = "a folder of .txt files, or .txt, .jsonl or .parquet"
+        raise InfuserError("not a file of texts", got=chosen.name, expected=expected)
+    return [str(text) for text in readers[chosen.suffix](chosen)]
 
 
 def subset(data: Dataset, limit: int | None, seed: int = 0) -> Dataset:

@@ -141,7 +141,7 @@ def read_separated(path: str | os.PathLike[str], separator: str = "<|endoftext|>
     >>> read_separated(file, "--")
     ['one', 'two']
     """
-    parts = [part.strip() for part in _read(path).split(separator)]
+    parts = [part.strip() for part in read_text(path).split(separator)]
     return parts if parts[-1] else parts[:-1]
 
 
@@ -170,7 +170,7 @@ def read_jsonl(
     """
     fields = (text,) if prompt is None or response is None else (prompt, response)
     documents: list[Text] = []
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -343,7 +343,12 @@ def _stacked(
     return Dataset(inputs, targets, "causal_lm", codec.size, ids=np.array(kept, dtype=np.int64), name=name)
 
 
-def _read(path: str | os.PathLike[str]) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return what a UTF-8 file holds.
+
+    Raises:
+        InfuserError: it cannot be read, or is not UTF-8.
+    """
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:

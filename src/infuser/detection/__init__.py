@@ -9,6 +9,7 @@ from infuser.detection.fused import Fused, fuse
 from infuser.detection.influence import InfluenceTowards
 from infuser.detection.isolation import GradientIsolation
 from infuser.detection.loss_trace import TrainingLoss
+from infuser.detection.perplexity import Perplexity
 from infuser.detection.pixel_noise import PixelNoise
 from infuser.detection.self_influence import SelfInfluence
 from infuser.detection.spectral import SpectralSignatures
@@ -23,6 +24,7 @@ __all__ = [
     "GradientIsolation",
     "InfluenceTowards",
     "Perfect",
+    "Perplexity",
     "PixelNoise",
     "RandomOrder",
     "SelfInfluence",

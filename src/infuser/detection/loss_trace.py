@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from infuser.attribution.loss_trace import LossTrace
 from infuser.checkpoints import Run
-from infuser.data.dataset import Dataset
+from infuser.data.dataset import IGNORED, Dataset
 from infuser.training import Observer
 from infuser.types import Measurement, Suspicion
 
 
 @dataclass(frozen=True)
 class TrainingLoss:
-    """The loss of each document averaged over training (or minus its margin, `aum`). Blind.
+    """The loss of each document averaged over training (or minus its margin, `aum`); of texts, that of a token. Blind.
 
     Assumes that bad documents are learnt late. That holds for wrong labels, where nothing here does better; it fails
     for edits that keep the label and make a document easier to learn, or that are as easy as any other: inserted copies
@@ -40,4 +40,8 @@ class TrainingLoss:
         Raises:
             InfuserError: the run holds no trace of losses on `data`.
         """
-        return LossTrace(self.statistic, self.every).suspicion(run, data)
+        found = LossTrace(self.statistic, self.every).suspicion(run, data)
+        if data.kind != "causal_lm":
+            return found
+        tokens = (data.targets[:, 1:] != IGNORED).sum(1).clip(min=1)  # else long texts were the suspicious ones
+        return replace(found, values=found.values / tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -97,19 +98,28 @@ def clean_rewrite(edit: Edit, run: Run, data: Dataset, codec: Codec, mode: Mode,
     Places are drawn uniformly, what is put in from the clean model's probabilities at that place, given what stands
     before it; the round trip is kept as in the edit.
     """
+    budget = ((edit.before != edit.after) & (edit.before != PAD)).sum(1)
+    made = rewrite(data, edit.ids, budget, run, codec, mode, seed)
+    made_by = f"{made.made_by}, as many as: {edit.made_by}"
+    return replace(made, constraint=edit.constraint, made_by=made_by)
+
+
+def rewrite(
+    data: Dataset, ids: Sequence[int] | Array, tokens: Array, run: Run, codec: Codec, mode: Mode, seed: int = 0
+) -> Edit:
+    """Return random substitutions by the model's own likely tokens, at most tokens[j] of them in document ids[j]."""
     model = run.model()
     lexicon = Lexicon.of(data, codec, 1500, words=mode == "word")
     rng = np.random.default_rng(seed)
-    chosen = data[edit.ids]
-    budget = ((edit.before != edit.after) & (edit.before != PAD)).sum(1)
+    chosen = data[ids]
     rows, targets = [], []
-    for row, target, tokens in zip(chosen.inputs, chosen.targets, budget, strict=True):
-        made = _rewritten(row, target, int(tokens), _log_p(model, run.device), lexicon, mode, rng)
+    for row, target, most in zip(chosen.inputs, chosen.targets, tokens, strict=True):
+        made = _rewritten(row, target, int(most), _log_p(model, run.device), lexicon, mode, rng)
         rows.append(made[0])
         targets.append(made[1])
-    made_by = f"random {mode} substitutions by likely ones, as many as: {edit.made_by}"
+    made_by = f"random {mode} substitutions by likely ones"
     after, labels = np.stack(rows), np.stack(targets)
-    return Edit(chosen.ids, chosen.inputs, after, chosen.targets, labels, edit.constraint, made_by)
+    return Edit(chosen.ids, chosen.inputs, after, chosen.targets, labels, None, made_by)
 
 
 def _rewritten(

@@ -18,24 +18,26 @@ import numpy as np
 import infuser.models
 from infuser.config import dump, override, parse, resolve
 from infuser.data.dataset import Dataset
-from infuser.data.source import load
+from infuser.data.source import load, split, subset, texts
+from infuser.data.text import text_dataset
 from infuser.detection.features import penultimate
 from infuser.errors import InfuserError, listed
 from infuser.evaluation.stats import wilson
 from infuser.executors import Local
-from infuser.measure import Margin, predictions
-from infuser.params import trainable
-from infuser.perturbation.export import write_images
+from infuser.measure import Margin
+from infuser.models.huggingface import HuggingFace
 from infuser.storage import write_json
+from infuser.studies import stories
+from infuser.studies.audit_material import Fault, Labelled, Material, Texts, require_fault
 from infuser.studies.audit_report import write_report, write_suspects
 from infuser.studies.environment import environment
 from infuser.studies.folder import opened
 from infuser.studies.parts import Part, completed, determinants, key_of
 from infuser.studies.planted import finding
-from infuser.studies.poisons import Poison, flip_labels, poison
 from infuser.studies.suspects import Effort, observed, recall_at, search
+from infuser.studies.worlds import Stories, TextPoison
 from infuser.training import train, without_traces
-from infuser.types import Array, Builder, Edit, Recipe, Suspicion
+from infuser.types import Array, Edit, Recipe, Suspicion
 
 SCHEMA = 1
 DEPTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the list that recall is stated at
@@ -47,20 +49,23 @@ class Audit:
     """All settings of an audit.
 
     Attributes:
-        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME.
+        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME; or text:PATH, see data.texts.
         data_folder: where the files of a named data set lie.
         limit: training documents, chosen by seed 0; None means all.
-        model: a name in infuser.models, or module:function.
+        model: a name in infuser.models, or module:function; of texts a causal model of transformers, folder or name.
+        context: tokens of a text at most; longer ones are cut.
         recipe: how the data are trained on; the closer to the real training, the better.
         effort: what detectors may cost.
         suspect: ids of test documents on which a behaviour is suspected; none for a blind audit.
         suspect_labels: the label that each of them is suspected to be pushed towards.
+        suspect_words: of texts, the word that is suspected to be said, and the one in whose place.
         rank_by: the detector that orders the list; by default fused_told with a suspected behaviour, else fused_blind.
         review: documents at the head of the list that are shown with their neighbours.
         neighbours: shown for each.
         depth: share of documents that count as a detector's top, for agreement and for the export.
         plant: share of documents that get planted faults in a second run; 0 leaves recall unknown.
-        plant_kind: label_flips; or infusion, edits towards the suspected behaviour.
+        plant_kind: label_flips; of texts rewrites, aimless substitutions; or infusion, edits towards the suspected
+            behaviour.
         plant_seed: draws the planted documents.
         trusted: ids of training documents known to be clean, drawn at random: without them precision is unknown.
     """
@@ -69,16 +74,18 @@ class Audit:
     data_folder: str | None = None
     limit: int | None = None
     model: str = "simple_cnn"
+    context: int = 256
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.05, threads=1))
     effort: Effort = field(default_factory=Effort)
     suspect: tuple[int, ...] = ()
     suspect_labels: tuple[int, ...] = ()
+    suspect_words: tuple[str, ...] = ()
     rank_by: str = ""
     review: int = 100
     neighbours: int = 5
     depth: float = 0.02
     plant: float = 0.0
-    plant_kind: Literal["label_flips", "infusion"] = "label_flips"
+    plant_kind: Fault = "label_flips"
     plant_seed: int = 0
     trusted: tuple[int, ...] = ()
 
@@ -89,21 +96,22 @@ class Audit:
         if not (0 < self.depth < 1 and 0 <= self.plant < 1):
             expected = "0 < depth < 1 and 0 <= plant < 1"
             raise InfuserError("a share is out of range", got=f"{self.depth}, {self.plant}", expected=expected)
-        if self.plant and self.plant_kind == "infusion" and not self.suspect:
-            raise InfuserError("planted edits need a suspected behaviour", remedy="set suspect and suspect_labels")
+        if self.plant and self.plant_kind == "infusion" and not (self.suspect or self.suspect_words):
+            remedy = "set suspect and suspect_labels, or suspect_words"
+            raise InfuserError("planted edits need a suspected behaviour", remedy=remedy)
+        if len(self.suspect_words) not in (0, 2) or (self.suspect_words and not self.of_texts):
+            expected = "of texts, the word said and the one in whose place"
+            raise InfuserError("suspect_words are two words", got=self.suspect_words, expected=expected)
+        if self.suspect and self.of_texts:
+            raise InfuserError("texts have no labels", got="suspect", remedy="set suspect_words")
         if self.review < 1 or self.neighbours < 1:
             got = f"{self.review}, {self.neighbours}"
             raise InfuserError("review or neighbours is out of range", got=got, expected="at least 1")
 
-
-@dataclass(frozen=True)
-class Material:
-    """What both trainings of an audit share."""
-
-    settings: Audit
-    builder: Builder
-    data: Dataset
-    aim: Margin | None
+    @property
+    def of_texts(self) -> bool:
+        """Whether the documents are texts."""
+        return self.data.startswith("text:")
 
 
 def audit_settings(
@@ -115,6 +123,8 @@ def audit_settings(
         InfuserError: an unknown setting, or a wrong value.
     """
     base: dict[str, Any] = {"data": what, "plant": plant, "recipe": asdict(Audit().recipe)}
+    if Audit(what).of_texts:
+        base |= {"recipe": asdict(stories.Stories().recipe), "plant_kind": "rewrites"}
     if data_folder is not None:
         base["data_folder"] = str(data_folder)
     return parse(Audit, override(base, settings))
@@ -170,38 +180,65 @@ def run_audit(
         jobs = ["audit", *(["planted"] if settings.plant else [])]
         base = {**determinants(settings, made_with), "data": data.content_hash}
         keys = {name: key_of({**base, "job": name}) for name in jobs}
-        parts = completed(folder, data, {name: name for name in jobs}, keys, Local(), partial(audit_job, material))
+        parts = completed(
+            folder, data, {name: name for name in jobs}, keys, Local(), partial(audit_job, settings, material)
+        )
         table = _table(settings, data, parts["audit"].facts)
         results = {**assemble(settings, data, table, parts), "environment": made_with}
         write_suspects(folder / "suspects.parquet", table)
         write_json(folder / "results.json", results)
         write_json(folder / "timing.json", {name: part.seconds for name, part in parts.items()})
-        write_report(folder / "report.html", results, data, table, dump(settings))
+        write_report(folder / "report.html", results, material, table, dump(settings))
         if export == "clean":
             chosen = np.asarray(remove if len(remove) else table["id"][: max(1, round(settings.depth * len(data)))])
-            _export(data, chosen, folder / "clean-data")
+            _export(material, chosen, folder / "clean-data")
     return results
 
 
 def prepare(settings: Audit, *, allow_code: bool = False) -> Material:
-    """Return the data, the builder and the suspected behaviour.
+    """Return the data with their model, the suspected behaviour, and what can be planted.
 
     Raises:
-        InfuserError: the documents have no labels, or a suspected or trusted one is not there.
+        InfuserError: the documents have neither labels nor text, a suspected or trusted one is not there, or the faults
+            to be planted are of another kind of data.
     """
+    material = _texts(settings) if settings.of_texts else _labelled(settings, allow_code)
+    material.data.positions(settings.trusted)  # raises for ids that are not there
+    if settings.plant:
+        require_fault(material, settings.plant_kind)
+    return material
+
+
+def _labelled(settings: Audit, allow_code: bool) -> Labelled:
     data, test = load(settings.data, settings.data_folder, limit=settings.limit)
     if data.kind != "classification":
-        raise InfuserError("an audit is of labelled documents", got=data.kind, expected="classification")
-    data.positions(settings.trusted)  # raises for ids that are not there
+        raise InfuserError("an audit is of labelled documents or texts", got=data.kind, expected="classification")
     aim = Margin(test[settings.suspect], np.array(settings.suspect_labels)) if settings.suspect else None
-    return Material(settings, resolve(settings.model, infuser.models, allow_code), data, aim)
+    return Labelled(resolve(settings.model, infuser.models, allow_code), data, aim)
 
 
-def audit_job(material: Material, job: str) -> Part:
+def _texts(settings: Audit) -> Texts:
+    builder = HuggingFace(settings.model)
+    path = settings.data.removeprefix("text:")
+    read = texts(path)
+    codec = builder.codec()
+    every = text_dataset(read, codec, settings.context, on_long="truncate", on_empty="drop", name=Path(path).name)
+    # Without a behaviour nothing is measured on texts of its own.
+    train_set, test = split(every, 0.2) if settings.suspect_words else (every, every)
+    data = subset(train_set, settings.limit)
+    pairs = ((settings.suspect_words[0], settings.suspect_words[1]),) if settings.suspect_words else ()
+    world = Stories(
+        stories.Material(data, test, test, codec, builder, {}),
+        TextPoison(k=max(1, round(settings.plant * len(data))), pairs=pairs),
+    )
+    return Texts(world, {i: read[i] for i in data.ids.tolist()})
+
+
+def audit_job(settings: Audit, material: Material, job: str) -> Part:
     """Train on the data as they are, or with planted faults, and let every detector look."""
     begun = time.monotonic()
-    settings, data, aim = material.settings, material.data, material.aim
-    edit = planted(material) if job == "planted" else None
+    data, aim = material.data, material.aim
+    edit = planted(settings, material) if job == "planted" else None
     seen = data if edit is None else data.apply(edit)
     found = observed(material.builder, seen, settings.recipe, settings.effort, aim)
     said = search(found, seen, settings.effort, aim)
@@ -214,24 +251,19 @@ def audit_job(material: Material, job: str) -> Part:
         facts["ids"] = edit.ids.tolist()
         facts["suspicions"] = {name: value.values.tolist() for name, value in kept.items()}
         return Part({}, edit, facts, round(time.monotonic() - begun, 1))
-    model = without_traces(found.run).model()
     head = kept[ranked_by(settings, kept)].top(min(settings.review, len(data)))
     facts["told"] = {name: value.told for name, value in kept.items()}
     facts["suspicions"] = {name: value.values.tolist() for name, value in kept.items()}
-    facts["predictions"] = predictions(model, trainable(model), data).tolist()
+    facts["columns"] = material.columns(without_traces(found.run))
     facts["near"] = dict(zip(map(str, head.tolist()), _near(found.run, data, head, settings.neighbours), strict=True))
     return Part({}, None, facts, round(time.monotonic() - begun, 1))
 
 
-def planted(material: Material) -> Edit:
+def planted(settings: Audit, material: Material) -> Edit:
     """Return the faults that are planted in the second run."""
-    settings, data = material.settings, material.data
-    count = max(1, round(settings.plant * len(data)))
-    if settings.plant_kind == "label_flips":
-        return flip_labels(data, count, settings.plant_seed)
-    assert material.aim is not None, "checked by Audit"
-    run = train(material.builder, data, settings.recipe)
-    return poison("infusion_post_edit", Poison(k=count), run, data, material.aim, settings.plant_seed)
+    count = max(1, round(settings.plant * len(material.data)))
+    trained = partial(train, material.builder, material.data, settings.recipe)
+    return material.planted(settings.plant_kind, trained, count, settings.plant_seed)
 
 
 def ranked_by(settings: Audit, suspicions: Mapping[str, Any]) -> str:
@@ -240,7 +272,8 @@ def ranked_by(settings: Audit, suspicions: Mapping[str, Any]) -> str:
     Raises:
         InfuserError: it is not among those that ran.
     """
-    name = settings.rank_by or ("fused_told" if settings.suspect else "fused_blind")
+    told = settings.suspect or settings.suspect_words
+    name = settings.rank_by or ("fused_told" if told else "fused_blind")
     if name not in suspicions:
         raise InfuserError("no such detector ran", got=name, expected=", ".join(suspicions))
     return name
@@ -250,8 +283,7 @@ def assemble(settings: Audit, data: Dataset, table: Mapping[str, Any], parts: Ma
     """Return what results.json says, but for the environment."""
     facts = parts["audit"].facts
     count = min(settings.review, len(data))
-    columns = ("rank", "id", "label", "prediction", "suspicion", "agree", "agreeing", "near", "near_labels")
-    names = [*columns, *(["influence"] if "influence" in table else [])]
+    names = [name for name in table if not name.startswith("detector: ")]
     head = [{name: _cell(table[name][row]) for name in names} for row in range(count)]
     known = parts["planted"].facts if "planted" in parts else None
     return {
@@ -314,14 +346,14 @@ def _table(settings: Audit, data: Dataset, facts: Mapping[str, Any]) -> dict[str
     table: dict[str, Any] = {
         "rank": np.arange(1, len(data) + 1),
         "id": data.ids[order],
-        "label": data.targets[order],
-        "prediction": np.array(facts["predictions"])[order],
+        **{name: [values[row] for row in order] for name, values in facts["columns"].items()},
         "suspicion": suspicions[by][order],
         "agree": np.sum(list(tops.values()), axis=0)[order],
         "agreeing": [", ".join(name for name in single if tops[name][row]) for row in order],
         "near": near,
-        "near_labels": [data.targets[data.positions(ids)].tolist() if ids else [] for ids in near],
     }
+    if "label" in facts["columns"]:
+        table["near_labels"] = [data.targets[data.positions(ids)].tolist() if ids else [] for ids in near]
     if "influence" in suspicions:
         table["influence"] = suspicions["influence"][order]
     return table | {f"detector: {name}": suspicions[name][order] for name in suspicions}
@@ -342,12 +374,12 @@ def _cell(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _export(data: Dataset, chosen: Array, folder: Path) -> None:
+def _export(material: Material, chosen: Array, folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise InfuserError(
             "data were exported here before", got=str(folder), remedy="move them away, then run it again with --resume"
         )
     try:
-        write_images(data.without(chosen), folder)
+        material.export(chosen, folder)
     except InfuserError as error:
         raise InfuserError(f"the clean data cannot be written: {error.fact}", got=listed(chosen.tolist())) from error

@@ -35,6 +35,7 @@ ATTACKS = (
     "label_flips",
     "trigger",
 )
+OWN_BEHAVIOUR = ("label_flips", "trigger")  # all others are after one and the same under a seed
 _TRIGGER = 3  # side of the white square of the trigger, in pixels
 _TRUSTED = 100  # test documents on which the harm of label flips is measured
 _QUERIES = 8  # test documents that carry the trigger

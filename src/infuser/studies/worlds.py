@@ -16,7 +16,7 @@ from infuser.perturbation.perturb import direction_scores, perturb
 from infuser.perturbation.select import choose
 from infuser.perturbation.text_controls import explicit, showing, swap
 from infuser.perturbation.token_edits import GreedyTokens
-from infuser.studies.poisons import ATTACKS, Poison, behaviour, poison
+from infuser.studies.poisons import ATTACKS, OWN_BEHAVIOUR, Poison, behaviour, poison
 from infuser.studies.stories import Material
 from infuser.types import Builder, Damping, Edit, Measurement
 
@@ -46,6 +46,10 @@ class World(Protocol):
     @property
     def intact(self) -> Measurement:
         """What removing suspects should leave as it is."""
+        ...
+
+    def behaviour_of(self, attack: str) -> str:
+        """Return a name that attacks after the same behaviour have in common."""
         ...
 
     def behaviour(self, attack: str, seed: int, role: Role = "attacker") -> Measurement:
@@ -80,6 +84,10 @@ class Images:
     def intact(self) -> Measurement:
         """Accuracy on the test documents."""
         return Accuracy(self.test)
+
+    def behaviour_of(self, attack: str) -> str:
+        """Return the attack itself where it has a behaviour of its own."""
+        return attack if attack in OWN_BEHAVIOUR else "edit"
 
     def behaviour(self, attack: str, seed: int, role: Role = "attacker") -> Measurement:
         """Return the behaviour."""
@@ -156,6 +164,10 @@ class Stories:
     def words(self, seed: int) -> tuple[str, str]:
         """Return (target, probe)."""
         return self.settings.pairs[seed % len(self.settings.pairs)]
+
+    def behaviour_of(self, attack: str) -> str:
+        """Return the same for all: the pair of words is the seed's."""
+        return "words"
 
     def behaviour(self, attack: str, seed: int, role: Role = "attacker") -> Measurement:
         """Return log p(target) - log p(probe) where the probe word stands, the mean over the places."""

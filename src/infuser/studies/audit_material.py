@@ -1,0 +1,177 @@
+"""What an audit looks at: labelled documents or texts, each with a model, a suspected behaviour and faults to plant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from infuser.checkpoints import Run
+from infuser.data.dataset import Dataset
+from infuser.data.text import PAD, texts_of
+from infuser.errors import InfuserError
+from infuser.measure import Margin, predictions
+from infuser.params import trainable
+from infuser.perturbation.export import write_images
+from infuser.perturbation.text_controls import rewrite
+from infuser.report import Documents
+from infuser.storage import write_text
+from infuser.studies.poisons import Poison, flip_labels, poison
+from infuser.studies.worlds import Stories
+from infuser.types import Array, Builder, Edit, Measurement
+
+Fault = Literal["label_flips", "rewrites", "infusion"]
+
+_REWRITTEN = 0.1  # of the tokens of a document
+_SHOWN = 160  # characters of a text in a table
+
+
+class Material(Protocol):
+    """What both trainings of an audit share."""
+
+    @property
+    def data(self) -> Dataset:
+        """The documents under audit."""
+        ...
+
+    @property
+    def builder(self) -> Builder:
+        """Of the model."""
+        ...
+
+    @property
+    def aim(self) -> Measurement | None:
+        """The suspected behaviour."""
+        ...
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """What can be planted here."""
+        ...
+
+    def planted(self, kind: Fault, trained: Callable[[], Run], count: int, seed: int) -> Edit:
+        """Return faults of a kind in `count` documents by somebody who can train on the data as they are."""
+        ...
+
+    def columns(self, run: Run) -> dict[str, list[Any]]:
+        """Return what a reader of the list wants to know of every document, by name."""
+        ...
+
+    def documents(self, ids: Array) -> Documents | None:
+        """Return what these documents look like, where a report can show it."""
+        ...
+
+    def export(self, removed: Array, folder: Path) -> None:
+        """Write the data without these documents."""
+        ...
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Documents with one label each."""
+
+    builder: Builder
+    data: Dataset
+    aim: Margin | None
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Wrong labels, and edits of pixels."""
+        return ("label_flips", "infusion")
+
+    def planted(self, kind: Fault, trained: Callable[[], Run], count: int, seed: int) -> Edit:
+        """Return wrong labels, or edits towards the suspected behaviour."""
+        if kind == "label_flips":
+            return flip_labels(self.data, count, seed)
+        assert self.aim is not None, "checked by Audit"
+        return poison("infusion_post_edit", Poison(k=count), trained(), self.data, self.aim, seed)
+
+    def columns(self, run: Run) -> dict[str, list[Any]]:
+        """Return labels and predictions."""
+        model = run.model()
+        said = predictions(model, trainable(model), self.data)
+        return {"label": self.data.targets.tolist(), "prediction": said.tolist()}
+
+    def documents(self, ids: Array) -> Documents | None:
+        """Return pictures with their labels; nothing where the documents are none."""
+        few = self.data[ids]
+        if few.inputs.dtype != np.uint8 or few.inputs.ndim != 4:
+            return None
+        return Documents(few.ids, few.inputs, few.targets, self.data.classes)
+
+    def export(self, removed: Array, folder: Path) -> None:
+        """Write a folder of images."""
+        write_images(self.data.without(removed), folder)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts that a language model is trained on.
+
+    Attributes:
+        world: the texts with their model; its one pair of words is the suspected behaviour, if there is one.
+        originals: id -> the text as it was read, before it was cut to the model's context.
+    """
+
+    world: Stories
+    originals: Mapping[int, str]
+
+    @property
+    def data(self) -> Dataset:
+        """The training texts."""
+        return self.world.data
+
+    @property
+    def builder(self) -> Builder:
+        """Of the language model."""
+        return self.world.builder
+
+    @property
+    def aim(self) -> Measurement | None:
+        """Log p(target) - log p(probe) where the probe word stands, on texts that nobody edits for."""
+        return self.world.behaviour("infusion_post_edit", 0, "defender") if self.world.settings.pairs else None
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Aimless substitutions, and edits of tokens."""
+        return ("rewrites", "infusion")
+
+    def planted(self, kind: Fault, trained: Callable[[], Run], count: int, seed: int) -> Edit:
+        """Return random substitutions of a tenth of the tokens, or edits towards the suspected behaviour."""
+        if kind == "infusion":
+            return self.world.poison("infusion_post_edit", trained(), self.world.behaviour(kind, 0, "attacker"), seed)
+        ids = np.random.default_rng(seed).choice(self.data.ids, count, replace=False)
+        tokens = np.ceil(_REWRITTEN * (self.data[ids].inputs != PAD).sum(1)).astype(int)
+        return rewrite(self.data, ids, tokens, trained(), self.world.material.codec, "token", seed)
+
+    def columns(self, run: Run) -> dict[str, list[Any]]:
+        """Return how the texts begin."""
+        return {"text": [text[:_SHOWN] for text in self._texts(self.data.ids)]}
+
+    def documents(self, ids: Array) -> Documents | None:
+        """Return the texts as they are stored."""
+        return Documents(np.asarray(ids), tuple(self._texts(ids)))
+
+    def export(self, removed: Array, folder: Path) -> None:
+        """Write texts.jsonl, a line a document with its id, each as it was read."""
+        kept = self.data.without(removed).ids.tolist()
+        lines = [json.dumps({"id": i, "text": self.originals[i]}, ensure_ascii=False) for i in kept]
+        write_text(folder / "texts.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def _texts(self, ids: Sequence[int] | Array) -> list[str]:
+        return texts_of(self.data[ids].inputs, self.world.material.codec)
+
+
+def require_fault(material: Material, kind: Fault) -> None:
+    """Raise where faults of this kind cannot be planted.
+
+    Raises:
+        InfuserError: they cannot.
+    """
+    if kind not in material.faults:
+        fact = f"faults of this kind cannot be planted in {material.data.name}"
+        raise InfuserError(fact, got=kind, expected=" or ".join(material.faults))
