@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -108,10 +110,14 @@ def table() -> None:
     for name, settings in CASES.items():
         facts = [read_json(part)["facts"] for part in sorted((RUNS / name / "parts").glob("*.json"))]
         if facts:
-            rows = summarise(settings, sorted(facts, key=lambda fact: fact["seed"]))
-            for kind in ("rows", "removal"):
-                rows[kind] = [slim(row) for row in rows[kind] if row.get("when") != "before"]
-            results[name] = {**rows, "environment": read_json(RUNS / name / "environment.json")}
+            found = summarise(settings, sorted(facts, key=lambda fact: fact["seed"]))
+            told = {"environment": read_json(RUNS / name / "environment.json")}
+            results[name] = {
+                **found,
+                "rows": joined(found["rows"]),
+                "removal": [*map(removed, found["removal"])],
+                **told,
+            }
     if rows := audit_rows():
         plan = "10 % wrong labels planted in 10,000 documents of MNIST, mlp, 10 epochs, batches of 32, lr 0.1"
         results["audit-mnist"] = {"plan": plan, "recall": rows}
@@ -119,13 +125,32 @@ def table() -> None:
     print(f"wrote {RESULTS}")
 
 
-def slim(row: dict[str, object]) -> dict[str, object]:
-    """Leave out what is the same in all rows; before is after minus lift."""
-    short = {key: value for key, value in row.items() if key not in ("unit", "interval", "n_documents", "seeds")}
-    if row.get("per_seed"):
-        by_seed = zip(row["seeds"], row["per_seed"], strict=True)  # type: ignore[call-overload]
-        short["per_seed"] = {seed: round(value, 4) for seed, value in by_seed}
-    return short
+def joined(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per attack, detector and metric, with what is after, its lift and its gain over the loss alone."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(str(row[name]) for name in ("attack", "detector", "metric"))
+        common = {name: row[name] for name in ("attack", "detector", "told", "k", "epochs", "metric")}
+        common["epochs"] = round(row["epochs"], 2)
+        one = found.setdefault(key, common)
+        if row["value"] is None:
+            one["reason"] = row["reason"]
+        elif row["when"] != "before":  # after minus lift
+            one["n"] = row["n"]
+            one[row["when"]] = rounded(row, whole=row["when"] == "after")
+    return list(found.values())
+
+
+def removed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of what removal changed, without what is the same in all."""
+    return {name: row[name] for name in ("attack", "arm", "control", "measure", "n")} | rounded(row, whole=True)
+
+
+def rounded(row: Mapping[str, Any], *, whole: bool) -> dict[str, Any]:
+    """Return the value, its interval and, with `whole`, what every seed gave, to four places."""
+    ends = None if row["ci95"] is None else [round(end, 4) for end in row["ci95"]]
+    each = {"per_seed": [round(value, 4) for value in row["per_seed"]]} if whole else {}
+    return {"value": round(row["value"], 4), "ci95": ends, **each}
 
 
 def main() -> None:

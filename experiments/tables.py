@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "README.md",
+    "docs/detection.md",
     "docs/f_ine.md",
     "docs/performance.md",
     *(f"docs/guides/{name}.md" for name in ("attribute", "detect", "language")),
@@ -46,6 +47,24 @@ CONSISTENCY = {
     "TracIn, last": "TracIn, last",
 }
 ENOUGH_PAIRS = 3  # of words, for an interval over them
+ATTACKS = {
+    "infusion_top": "Infusion, top",
+    "infusion_post_edit": "Infusion, post_edit",
+    "infusion_adaptive": "Infusion, adaptive",
+    "gradient_matching": "gradient matching",
+    "insert_k": "insert_k",
+    "swap": "word swapped",
+    "label_flips": "wrong labels",
+    "trigger": "trigger",
+}
+REMOVED = (
+    "clean",
+    "perfect",
+    "random",
+    "loss",
+    "fused_blind",
+    "fused_told",
+)  # arms of removal, the last four at 1x, 3x
 AUDITED = ("fused_blind", "deep_knn", "isolation", "loss", "clustering", "self_influence", "f_ine_self")
 
 
@@ -143,6 +162,68 @@ def audit() -> str:
     return f"{caption}\n{_table(head, body)}"
 
 
+def detection(name: str) -> str:
+    """Return recall at the edited number by detector and attack, and its lift over the same ids in clean data."""
+    value = results("detection")[name]
+    rows = {(r["detector"], r["attack"]): r for r in value["rows"] if r["metric"] == "recall_at_k"}
+    known = [attack for attack in ATTACKS if any(key[1] == attack for key in rows)]
+    told = {detector: row["told"] != "blind" for (detector, _), row in rows.items()}
+    names = sorted(told, key=lambda d: (told[d], -max(rows[d, attack]["after"]["value"] for attack in known)))
+    head = ("", *(f"{ATTACKS[attack]}, {rows[names[0], attack]['k']:,}" for attack in known))
+    body = [
+        (f"`{detector}`{', told' * told[detector]}", *(_lifted(rows[detector, attack]) for attack in known))
+        for detector in names
+    ]
+    seeds = len(value["seeds"])
+    counts = sorted({rows[names[0], attack]["n"] for attack in known})
+    n = f"{seeds} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    caption = _wrapped(
+        f"{value['n_train']:,} documents, {n}, each with a base model and a probe of its own; the head gives how many",
+        "are edited. Recall of them among as many (t-interval), in brackets the lift.",
+    )
+    return f"{caption}\n{_table(head, body)}"
+
+
+def over_loss() -> str:
+    """Return what fusing blind detectors gains over the training loss alone, by data set and attack."""
+    body = []
+    for name, value in results("detection").items():
+        rows = {(r["attack"], r["metric"]): r for r in value.get("rows", ()) if r["detector"] == "fused_blind"}
+        for attack, shown in ATTACKS.items():
+            if (attack, "roc_auc") in rows:
+                told = [rows[attack, metric]["over_loss"] for metric in ("recall_at_k", "average_precision", "roc_auc")]
+                body.append((f"{name}, {shown}", str(rows[attack, "roc_auc"]["n"]), *(_gain(one) for one in told)))
+    return _table(("", "seeds", "recall", "average precision", "ROC-AUC"), body)
+
+
+def removal(name: str) -> str:
+    """Return what the behaviour changed by when suspects were removed and the model was trained from scratch."""
+    value = results("detection")[name]
+    rows = {(r["arm"], r["attack"]): r for r in value["removal"] if r["measure"] != value["intact"]}
+    known = [attack for attack in ATTACKS if any(key[1] == attack for key in rows)]
+    arms = [arm for name in REMOVED for arm in (name, f"{name} 1x", f"{name} 3x") if (arm, known[0]) in rows]
+    body = [(arm, *(_signed(rows[arm, attack]) for attack in known)) for arm in arms]
+    return _table(("", *(ATTACKS[attack] for attack in known)), body)
+
+
+def _lifted(row: Row) -> str:
+    return f"{_two(row['after']['value'])}{_clipped(row['after']['ci95'])} ({row['lift']['value']:+.2f})"
+
+
+def _gain(one: Row) -> str:
+    ends = "" if one["ci95"] is None else f" [{one['ci95'][0]:+.3f}, {one['ci95'][1]:+.3f}]"
+    return f"{one['value']:+.3f}{ends}"
+
+
+def _clipped(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f" [{_two(max(0.0, ends[0]))}, {_two(min(1.0, ends[1]))}]"
+
+
+def _signed(row: Row) -> str:
+    ends = "" if row["ci95"] is None else f" [{row['ci95'][0]:+.1f}, {row['ci95'][1]:+.1f}]"
+    return f"{row['value']:+.1f}{ends}"
+
+
 def stories() -> str:
     """Return what arms did to the held-out contrast, by variant of the study."""
     variants = {name: v for name, v in results("stories")["variants"].items() if v["aims"]["pairs"] >= ENOUGH_PAIRS}
@@ -170,14 +251,52 @@ def caesar() -> str:
     return _table(head, body)
 
 
-def cost() -> str:
+def cost(name: str) -> str:
     """Return costs beside the peer's, in forward passes."""
-    block = _largest("attribution_cost")
+    block = _largest(name)
+    checked = {key: r for key, r in block.items() if key.startswith("pearson") and isinstance(r, float)}
     caption = _wrapped(
-        f"{block['documents']} documents, {block['repeats']} interleaved repetitions, median [lowest, highest]."
+        f"{block['documents']} documents, {block['repeats']} interleaved repetitions, median [lowest, highest].",
+        *(
+            f"Pearson's r {key.removeprefix('pearson_').replace('_', ' ')}: {value:.4f}."
+            for key, value in checked.items()
+        ),
     )
     body = [(name, _range(row)) for name, row in block["rows"].items()]
     return f"{caption}\n{_table(('', 'forward passes'), body)}"
+
+
+def growth() -> str:
+    """Return how time grows with each quantity: the slope of logarithms, and peaks of memory."""
+    block = _largest("growth")
+    body = []
+    for what, found in block["varied"].items():
+        last = found["rows"][-1]
+        slopes = [f"{found['slopes'][key]:.2f}" for key in ("scores_seconds", "fit_seconds")]
+        memory = [f"{last[key] - last['before_gb']:.2f} GB" for key in ("scores_gb", "fit_gb")]
+        body.append((f"{what}, {found['values'][0]:,} to {found['values'][-1]:,}", *slopes, *memory))
+    head = ("", "scores: slope of time", "fit: slope of time", "scores: memory at the largest", "fit: memory")
+    return _table(head, body)
+
+
+def whole_run() -> str:
+    """Return where the time of a whole study goes."""
+    block = _largest("whole_run")
+    body = [(kind, f"{100 * share:.0f} %") for kind, share in block["shares"].items()]
+    caption = _wrapped(
+        f"`infuser run digits` with {block['probes']} probes, one thread: {block['seconds']:.0f} s,",
+        f"{block['seconds_profiled']:.0f} s under the profiler.",
+    )
+    return f"{caption}\n{_table(('', 'share of the time'), body)}"
+
+
+def models_a_minute() -> str:
+    """Return how many small models a minute the batched training makes."""
+    block = _largest("models_a_minute")
+    ways = list(next(iter(block["rows"].values())))
+    body = [(name, *(f"{row[way]:,.0f}" for way in ways)) for name, row in block["rows"].items()]
+    caption = _wrapped(f"{block['models']} models at a time, {block['repeats']} repetitions, one thread, median.")
+    return f"{caption}\n{_table(('models a minute', *ways), body)}"
 
 
 def agreement() -> str:
@@ -224,9 +343,12 @@ PLACES: Mapping[str, Callable[[], str]] = {
     "recall-mnist": lambda: consistency("recall"),
     "jaccard-mnist": lambda: consistency("jaccard 0.2"),
     "audit-mnist": audit,
+    "detection-digits": lambda: detection("digits"),
+    "over-loss": over_loss,
+    "removal-digits": lambda: removal("digits"),
     "stories": stories,
     "caesar": caesar,
-    "attribution-cost": cost,
+    "attribution-cost": lambda: cost("attribution_cost"),
     "lds": datamodeling,
     "fit-agreement": agreement,
 }

@@ -280,7 +280,10 @@ def summarise(settings: DetectionBenchmark, facts: Sequence[Mapping[str, Any]]) 
 
 
 def rows(attack: str, facts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield one row per detector, metric and moment (after, before, lift): mean over seeds with its interval."""
+    """Yield one row per detector, metric and moment: mean over seeds with its interval.
+
+    Moments are after, before, lift (after - before), and over_loss: after, less what the training loss alone gives.
+    """
     of = [fact for fact in facts if fact["attack"] == attack]
     seeds = [fact["seed"] for fact in of]
     for name in sorted(of[0]["detectors"]) if of else ():  # JSON keeps no order
@@ -295,6 +298,9 @@ def rows(attack: str, facts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, 
                 yield {**common, "metric": metric, "when": "after", "value": None, "reason": reason}
                 continue
             columns["lift"] = list(np.subtract(columns["after"], columns["before"]))
+            if name != "loss":
+                alone = [fact["detectors"]["loss"]["after"][metric] for fact in of]
+                columns["over_loss"] = list(np.subtract(columns["after"], alone))
             for when, values in columns.items():
                 yield {**common, "metric": metric, "when": when, **estimated(values, seeds)}
 
