@@ -179,7 +179,8 @@ def detection(name: str) -> str:
     n = f"{seeds} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
     caption = _wrapped(
         f"{value['n_train']:,} documents, {n}, each with a base model and a probe of its own; the head gives how many",
-        "are edited. Recall of them among as many (t-interval), in brackets the lift.",
+        "are edited. Recall of them among as many (t-interval, none where all seeds gave the same), in brackets the",
+        "lift.",
     )
     return f"{caption}\n{_table(head, body)}"
 
@@ -200,14 +201,24 @@ def removal(name: str) -> str:
     """Return what the behaviour changed by when suspects were removed and the model was trained from scratch."""
     value = results("detection")[name]
     rows = {(r["arm"], r["attack"]): r for r in value["removal"] if r["measure"] != value["intact"]}
+    intact: dict[str, list[float]] = {}
+    for row in value["removal"]:
+        if row["measure"] == value["intact"]:
+            intact.setdefault(row["arm"], []).append(row["value"])
     known = [attack for attack in ATTACKS if any(key[1] == attack for key in rows)]
     arms = [arm for name in REMOVED for arm in (name, f"{name} 1x", f"{name} 3x") if (arm, known[0]) in rows]
-    body = [(arm, *(_signed(rows[arm, attack]) for attack in known)) for arm in arms]
-    return _table(("", *(ATTACKS[attack] for attack in known)), body)
+    body = [
+        (arm, *(_signed(rows[arm, attack]) for attack in known), f"{sum(intact[arm]) / len(intact[arm]):+.3f}")
+        for arm in arms
+    ]
+    return _table(("", *(ATTACKS[attack] for attack in known), f"{value['intact']}, mean over attacks"), body)
 
 
 def _lifted(row: Row) -> str:
-    return f"{_two(row['after']['value'])}{_clipped(row['after']['ci95'])} ({row['lift']['value']:+.2f})"
+    after = row["after"]
+    # Seeds that all gave the same say nothing about their spread.
+    ends = None if len(set(after["per_seed"])) == 1 else after["ci95"]
+    return f"{_two(after['value'])}{_clipped(ends)} ({row['lift']['value']:+.2f})"
 
 
 def _gain(one: Row) -> str:
@@ -262,8 +273,13 @@ def cost(name: str) -> str:
             for key, value in checked.items()
         ),
     )
-    body = [(name, _range(row)) for name, row in block["rows"].items()]
-    return f"{caption}\n{_table(('', 'forward passes'), body)}"
+    head = ["", "forward passes"]
+    body = [[name, _range(row)] for name, row in block["rows"].items()]
+    if any("error" in row for row in block["rows"].values()):
+        head.append("relative error")
+        for line, row in zip(body, block["rows"].values(), strict=True):
+            line.append(f"{row['error']:.1g}" if "error" in row else "")
+    return f"{caption}\n{_table(head, body)}"
 
 
 def growth() -> str:
@@ -332,7 +348,9 @@ def _largest(name: str) -> Any:
     """Return the block of benchmarks/results.json of that name with most documents."""
     blocks = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
     named = {key: value for key, value in blocks.items() if key.partition(",")[0] == name}
-    return named[max(named, key=lambda key: int(re.findall(r"\d+", key)[0]))]
+    if not named:
+        raise LookupError(f"benchmarks/results.json has no {name}: run the benchmark of that name")
+    return named[max(named, key=lambda key: int((re.findall(r"\d+", key) or ["0"])[0]))]
 
 
 PLACES: Mapping[str, Callable[[], str]] = {
@@ -349,6 +367,16 @@ PLACES: Mapping[str, Callable[[], str]] = {
     "stories": stories,
     "caesar": caesar,
     "attribution-cost": lambda: cost("attribution_cost"),
+    "attribution-cost-kept": lambda: cost("attribution_cost with kept memory"),
+    "document-gradient": lambda: cost("document_gradient"),
+    "transformer-cost": lambda: cost("transformer_cost"),
+    "language-peers": lambda: cost("language_peers"),
+    "curvature-peers": lambda: cost("curvature_peers"),
+    "projection-peers": lambda: cost("projection_peers"),
+    "half-precision": lambda: cost("half_precision"),
+    "models-a-minute": models_a_minute,
+    "growth": growth,
+    "whole-run": whole_run,
     "lds": datamodeling,
     "fit-agreement": agreement,
 }

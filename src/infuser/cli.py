@@ -263,7 +263,9 @@ def retrain(
 
 @app.command()
 def audit(
-    what: Annotated[str, typer.Argument(help="The training set: digits, mnist, folder:PATH, parquet:PATH, ...")],
+    what: Annotated[
+        str, typer.Argument(help="The training set: digits, mnist, folder:PATH, parquet:PATH, text:PATH, ...")
+    ],
     data: Data = None,
     out: Out = None,
     settings: Settings = None,

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from infuser import detection, models
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
-from infuser.detection.features import groups_of, penultimate
+from infuser.detection.features import groups_of, penultimate, penultimate_and_outputs
 from infuser.errors import InfuserError
 from tests.detection.small import observed
 
 
 def test_features_are_the_inputs_of_the_last_layer() -> None:
     run, data, _ = observed()
-    features, outputs = penultimate(run, data)
+    features, outputs = penultimate_and_outputs(run, data)
     model = run.model()
     with torch.no_grad():
         hidden = model[:-1](torch.from_numpy(data.inputs.copy()).float() / 255)
@@ -30,7 +30,7 @@ def test_features_are_the_inputs_of_the_last_layer() -> None:
     with torch.no_grad():
         before_relu = model[:2](torch.from_numpy(data.inputs.copy()).float() / 255).numpy()
     assert not np.allclose(features, before_relu)
-    assert not np.allclose(features, penultimate(run, data, 1)[0])
+    assert not np.allclose(features, penultimate(run, data, 1))
 
 
 class _Backwards(nn.Module):
@@ -52,7 +52,7 @@ def _backwards(shape: tuple[int, ...], n_outputs: int) -> nn.Module:
 def test_the_last_layer_is_the_one_that_runs_last() -> None:
     data = observed()[1]
     run = Run.from_weights(_backwards, _Backwards().state_dict(), data)
-    assert penultimate(run, data)[0].shape == (len(data), 3)
+    assert penultimate(run, data).shape == (len(data), 3)
 
 
 def _convolutional(shape: tuple[int, ...], n_outputs: int) -> nn.Module:
@@ -81,15 +81,15 @@ def _texts() -> tuple[Run, Dataset]:
 
 def test_texts_are_averaged_over_their_real_tokens() -> None:
     run, data = _texts()
-    features, _ = penultimate(run, data)
+    features = penultimate(run, data)
     assert features.shape[0] == 12
     # What stands on padding changes nothing: a shorter context with the same real tokens gives the same features.
     short = replace(
         data, inputs=data.inputs[:4, :5], targets=data.targets[:4, :5], ids=data.ids[:4], weights=data.weights[:4]
     )
-    np.testing.assert_allclose(features[:4], penultimate(run, short)[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features[:4], penultimate(run, short), rtol=1e-4, atol=1e-5)
     changed = replace(short, inputs=(short.inputs + 1) % 20, targets=(short.targets + 1) % 20)
-    assert not np.allclose(features[:4], penultimate(run, changed)[0], rtol=1e-2)
+    assert not np.allclose(features[:4], penultimate(run, changed), rtol=1e-2)
     assert list(groups_of(data)) == ["all"]
     for detector in (detection.SpectralSignatures(), detection.ActivationClustering(), detection.SelfInfluence()):
         assert len(detection.detect(detector, run, data)) == 12

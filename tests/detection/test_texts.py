@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -79,10 +80,13 @@ def test_garbled_words_stand_out_and_most_in_the_worst_places() -> None:
     run, data = garbled()
     worst = detection.detect(detection.Perplexity(0.1), run, data)
     assert set(worst.top(6).tolist()) == set(GARBLED)
+    whole = detection.detect(detection.Perplexity(), run, data)
+    gaps = [np.sort(s.values)[-6] / np.sort(s.values)[-7] for s in (worst, whole)]
+    assert gaps[0] > gaps[1]  # the least of them stands further off the next text
     assert set(detection.detect(detection.RandomOrder(0), run, data).top(6).tolist()) != set(GARBLED)
 
 
-def test_long_texts_are_not_the_suspicious_ones() -> None:
+def test_the_loss_of_a_text_is_that_of_a_token() -> None:
     run, data = garbled()
     tokens = (data.inputs != PAD).sum(1) - 1
     assert len(set(tokens.tolist())) > 2
@@ -104,3 +108,6 @@ def test_the_contract_and_what_it_needs() -> None:
     with pytest.raises(InfuserError, match="no model from before"):
         detection.detect(detection.Perplexity(), bare, data)
     assert len(detection.detect(detection.Perplexity(reference=run), bare, data)) == len(data)
+    late = replace(run, checkpoints=(*run.checkpoints[1:], *run.checkpoints[1:]))
+    with pytest.raises(InfuserError, match="no model from before"):
+        detection.detect(detection.Perplexity(), late, data)

@@ -64,6 +64,11 @@ def test_rows_carry_n_seeds_and_intervals(finished: tuple[Path, dict[str, Any]])
     before = _row(results, "label_flips", "loss", "recall_at_k", "before")
     lift = _row(results, "label_flips", "loss", "recall_at_k", "lift")
     assert lift["per_seed"] == pytest.approx(np.subtract(found["per_seed"], before["per_seed"]))
+    other = _row(results, "label_flips", "spectral", "recall_at_k")
+    over = _row(results, "label_flips", "spectral", "recall_at_k", "over_loss")
+    assert over["per_seed"] == pytest.approx(np.subtract(other["per_seed"], found["per_seed"]))
+    assert over["value"] != 0
+    assert not [row for row in results["rows"] if (row["detector"], row["when"]) == ("loss", "over_loss")]
     # What flips did, against what these documents were before, and against chance.
     assert found["value"] >= 0.6
     assert lift["value"] >= 0.4
@@ -162,7 +167,8 @@ def test_attacks_on_one_behaviour_share_the_clean_training(monkeypatch: pytest.M
     for attack in ATTACKS:
         twins = [other for other in ATTACKS if world.behaviour_of(other) == world.behaviour_of(attack)]
         told = [world.behaviour(other, 1) for other in twins]
-        assert len({repr((aim.name, aim.queries, getattr(aim, "labels", None))) for aim in told}) == 1
+        read = [(aim.documents.content_hash, repr(getattr(aim, "labels", None))) for aim in told]  # type: ignore[attr-defined]
+        assert len({(aim.name, *one) for aim, one in zip(told, read, strict=True)}) == 1
     settings = replace(SMALL, recipe=RECIPE.with_(epochs=4))
     trained: list[int] = []
     plain = benchmark.observed
@@ -176,7 +182,7 @@ def test_attacks_on_one_behaviour_share_the_clean_training(monkeypatch: pytest.M
     benchmark.detection_job(shared, ("insert_k", 0))
     both = [benchmark.detection_job(one, ("infusion_top", 0)) for one in (shared, alone)]
     assert len(trained) == 2 + 1 + 2  # the second job of `shared` trains on the edited data alone
-    blocks = [{n: d["before"] for n, d in part.facts["detectors"].items() if n != "random"} for part in both]
+    blocks = [{name: found["before"] for name, found in part.facts["detectors"].items()} for part in both]
     assert blocks[0] == blocks[1]
     benchmark.detection_job(shared, ("label_flips", 0))  # another behaviour
     benchmark.detection_job(shared, ("infusion_top", 1))  # another seed

@@ -106,6 +106,14 @@ def test_seeds_take_pairs_in_turn(world: Stories) -> None:
     assert [world.words(seed) for seed in range(3)] == [("dog", "cat"), ("cow", "cat"), ("dog", "cat")]
 
 
+def test_all_attacks_on_texts_are_after_the_words_of_the_seed(world: Stories) -> None:
+    told = [world.behaviour(attack, 0, "defender").inner for attack in TEXT_ATTACKS]  # type: ignore[attr-defined]
+    assert len({world.behaviour_of(attack) for attack in TEXT_ATTACKS}) == 1
+    assert len({aim.wanted.documents.content_hash for aim in told}) == 1
+    other = world.behaviour("swap", 1, "defender").inner  # type: ignore[attr-defined]
+    assert other.wanted.documents.content_hash != told[0].wanted.documents.content_hash
+
+
 def test_attacks_on_images_are_refused(world: Stories, run: inf.Run) -> None:
     with pytest.raises(InfuserError, match=r"unknown attack on texts.*trigger.*swap"):
         world.poison("trigger", run, world.behaviour("swap", 0), 0)

@@ -8,7 +8,7 @@ from infuser.data.folder import folder
 from infuser.data.hub import hub
 from infuser.data.mnist import fashion_mnist, mnist
 from infuser.data.parquet import parquet
-from infuser.data.source import files, load, split, subset
+from infuser.data.source import files, load, split, subset, texts
 
 __all__ = [
     "Dataset",
@@ -24,4 +24,5 @@ __all__ = [
     "parquet",
     "split",
     "subset",
+    "texts",
 ]

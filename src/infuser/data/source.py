@@ -97,6 +97,8 @@ def texts(path: str | os.PathLike[str]) -> list[str]:
         InfuserError: nothing is there, a file of another kind, or one that cannot be read.
     """
     chosen = Path(path)
+    if not str(path) or not chosen.exists():
+        raise InfuserError("there is no such file or folder of texts", got=str(path), remedy="check the path")
     if chosen.is_dir():
         found = sorted(chosen.glob("*.txt"))
         if not found:

@@ -170,7 +170,7 @@ def read_jsonl(
     """
     fields = (text,) if prompt is None or response is None else (prompt, response)
     documents: list[Text] = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # JSON strings may hold other line ends
         if not line.strip():
             continue
         try:

@@ -47,7 +47,7 @@ class ActivationClustering:
 
     def suspicion(self, run: Run, data: Dataset, measurement: Measurement | None = None) -> Suspicion:
         """Return the side of every document; 0 in classes too small to split."""
-        features, _ = penultimate(run, data)
+        features = penultimate(run, data)
         values = np.zeros(len(data))
         for rows in groups_of(data).values():
             values[rows] = self.sides(features[rows])

@@ -44,7 +44,7 @@ class DeepKNN:
         """
         if data.kind != "classification":
             raise InfuserError("deep k-NN compares labels", got=data.kind, expected="classification")
-        features, _ = penultimate(run, data)
+        features = penultimate(run, data)
         near = neighbours(features, min(self.k, len(data) - 1))
         other = data.targets[near] != data.targets[:, None]
         return Suspicion(other.mean(1), data.ids, f"deep k-NN, k = {self.k}")

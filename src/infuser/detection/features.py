@@ -14,38 +14,51 @@ from infuser.errors import InfuserError
 from infuser.tasks import task_of
 from infuser.types import Array
 
-_CHUNK = 256  # documents a forward pass; results do not depend on it beyond rounding
+_CHUNK = 256  # documents a forward pass, results do not depend on it beyond rounding
+_CHUNK_TEXTS = 16  # the same of texts, whose outputs are as wide as the vocabulary
 
 
-def penultimate(run: Run, data: Dataset, checkpoint: int = -1) -> tuple[Array, Array]:
-    """Return (inputs of the last Linear layer (N, D), outputs of the model (N, C)) in float64.
+def penultimate(run: Run, data: Dataset, checkpoint: int = -1) -> Array:
+    """Return the inputs of the last Linear layer, (N, D) in float64.
 
     "Last" is the Linear that ran last, whatever the order of definition. Documents of tokens are averaged over their
-    real positions, and so are the outputs.
+    real positions.
 
     Raises:
         InfuserError: the model has no Linear layer, or an activation is not finite.
     """
+    return _read(run, data, checkpoint, keep=False)[0]
+
+
+def penultimate_and_outputs(run: Run, data: Dataset, checkpoint: int = -1) -> tuple[Array, Array]:
+    """Return (inputs of the last Linear layer (N, D), outputs of the model (N, C)) in float64; see `penultimate`."""
+    return _read(run, data, checkpoint, keep=True)
+
+
+def _read(run: Run, data: Dataset, checkpoint: int, *, keep: bool) -> tuple[Array, Array]:
     model = run.model(checkpoint)
     task = task_of(data)
     layer = _last_linear(model, task.feed(data.batch(np.arange(1), run.device).inputs))
     caught: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0].detach()))
-    features, outputs = [], []
+    features: list[Tensor] = []
+    outputs: list[Tensor] = []
+    chunk = _CHUNK_TEXTS if data.kind == "causal_lm" else _CHUNK
     try:
         with torch.no_grad():
-            for batch in data.batches(_CHUNK, run.device):
+            for batch in data.batches(chunk, run.device):
                 caught.clear()
                 out = model(task.feed(batch.inputs))
                 mask = task.mask(batch)
                 features.append(_per_document(caught[-1], mask))
-                outputs.append(_per_document(out, mask))
+                if keep:
+                    outputs.append(_per_document(out, mask))
     finally:
         handle.remove()
     found = torch.cat(features).double().cpu().numpy()
     if not np.isfinite(found).all():
         raise InfuserError("the activations are not finite", causes=["the model diverged"])
-    return found, torch.cat(outputs).double().cpu().numpy()
+    return found, torch.cat(outputs).double().cpu().numpy() if keep else np.zeros(0)
 
 
 def groups_of(data: Dataset) -> dict[str, Array]:

@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
-from infuser.detection.features import groups_of, penultimate
+from infuser.detection.features import groups_of, penultimate_and_outputs
 from infuser.errors import InfuserError
 from infuser.types import Array, Measurement, Suspicion
 
@@ -53,7 +53,7 @@ class GradientIsolation:
         chosen = range(max(have - self.checkpoints, min(1, have - 1)), have)
         total = np.zeros(len(data))
         for checkpoint in chosen:
-            features, outputs = penultimate(run, data, checkpoint)
+            features, outputs = penultimate_and_outputs(run, data, checkpoint)
             residual = softmax(outputs, axis=1)
             residual[np.arange(len(data)), data.targets] -= 1
             for rows in groups_of(data).values():

@@ -18,7 +18,7 @@ class TrainingLoss:
 
     Assumes that bad documents are learnt late. That holds for wrong labels, where nothing here does better; it fails
     for edits that keep the label and make a document easier to learn, or that are as easy as any other: inserted copies
-    of one document teach each other.
+    of one document teach each other. Of texts, very short ones rank high: first tokens are hard to foretell.
 
     Reads the trace of any loss or f-INE observer of these data.
 
@@ -44,4 +44,4 @@ class TrainingLoss:
         if data.kind != "causal_lm":
             return found
         tokens = (data.targets[:, 1:] != IGNORED).sum(1).clip(min=1)  # else long texts were the suspicious ones
-        return replace(found, values=found.values / tokens)
+        return replace(found, values=found.values / tokens, detector=f"{found.detector}, of a token")

@@ -15,7 +15,7 @@ from infuser.errors import InfuserError
 from infuser.tasks import CausalLM
 from infuser.types import Array, Measurement, Suspicion
 
-_CHUNK = 64  # documents a forward pass; results do not depend on it beyond rounding
+_CHUNK = 16  # documents a forward pass, results do not depend on it beyond rounding
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Perplexity:
     exp of the value for share 1 is the document's perplexity.
 
     Assumes that edits read oddly to a model of clean text. Fails for edits that were held fluent, for whole documents
-    that are well written, and where honest documents differ in style more than an edit changes them.
+    that are well written, where honest documents differ in style more than an edit changes them, and for short ones:
+    the first tokens of any text are hard to foretell.
 
     Args:
         share: of the tokens with a loss, at least one of them.
@@ -52,21 +53,23 @@ class Perplexity:
         """
         if data.kind != "causal_lm":
             raise InfuserError("perplexity is of texts", got=data.kind, expected="causal_lm")
-        if self.reference is None and len(run.checkpoints) < 2:
+        first = run.checkpoints[0]
+        if self.reference is None and (first.step or len(run.checkpoints) < 2):
             raise InfuserError(
                 "the run holds no model from before its training",
-                got="one checkpoint",
-                causes=["the model was trained elsewhere (Run.from_weights)"],
+                got=f"{len(run.checkpoints)} checkpoints, the first after {first.step} steps",
+                causes=["the model was trained elsewhere (Run.from_weights)", "early checkpoints were removed"],
                 remedy="pass reference=, a run of the pretrained model",
             )
-        model = run.model(0) if self.reference is None else self.reference.model()
+        model = run.model(0) if self.reference is None else self.reference.model().to(run.device)
         task, parts = CausalLM(), []
         with torch.no_grad():
             for batch in data.batches(_CHUNK, run.device):
                 losses = task.token_losses(model(task.feed(batch.inputs)), batch.targets)
                 parts.append(highest(losses, batch.targets[:, 1:] != IGNORED, self.share))
-        told = "perplexity" if self.share == 1 else f"perplexity, {100 * self.share:g} % highest tokens"
-        return Suspicion(np.concatenate(parts), data.ids, told)
+        read = "all tokens" if self.share == 1 else f"the {100 * self.share:g} % highest tokens"
+        under = "the run's first checkpoint" if self.reference is None else "a reference"
+        return Suspicion(np.concatenate(parts), data.ids, f"mean loss of {read} under {under}")
 
 
 def highest(losses: Tensor, real: Tensor, share: float) -> Array:

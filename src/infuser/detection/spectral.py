@@ -39,7 +39,7 @@ class SpectralSignatures:
 
     def suspicion(self, run: Run, data: Dataset, measurement: Measurement | None = None) -> Suspicion:
         """Return the squared projections."""
-        features, _ = penultimate(run, data)
+        features = penultimate(run, data)
         values = np.zeros(len(data))
         for rows in groups_of(data).values():
             values[rows] = projections(features[rows], self.components)

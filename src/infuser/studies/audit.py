@@ -42,6 +42,7 @@ from infuser.types import Array, Edit, Recipe, Suspicion
 SCHEMA = 1
 DEPTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the list that recall is stated at
 _NOT_LISTED = ("random",)
+_IMAGE_MODEL = "simple_cnn"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Audit:
     """All settings of an audit.
 
     Attributes:
-        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME; or text:PATH, see data.texts.
+        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME; of texts text:PATH, see data.texts.
         data_folder: where the files of a named data set lie.
         limit: training documents, chosen by seed 0; None means all.
         model: a name in infuser.models, or module:function; of texts a causal model of transformers, folder or name.
@@ -58,7 +59,8 @@ class Audit:
         effort: what detectors may cost.
         suspect: ids of test documents on which a behaviour is suspected; none for a blind audit.
         suspect_labels: the label that each of them is suspected to be pushed towards.
-        suspect_words: of texts, the word that is suspected to be said, and the one in whose place.
+        suspect_words: of texts, the word that is suspected to be said, and the one in whose place. The behaviour is
+            read on a fifth of the texts, which are then not audited.
         rank_by: the detector that orders the list; by default fused_told with a suspected behaviour, else fused_blind.
         review: documents at the head of the list that are shown with their neighbours.
         neighbours: shown for each.
@@ -73,7 +75,7 @@ class Audit:
     data: str = "digits"
     data_folder: str | None = None
     limit: int | None = None
-    model: str = "simple_cnn"
+    model: str = _IMAGE_MODEL
     context: int = 256
     recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.05, threads=1))
     effort: Effort = field(default_factory=Effort)
@@ -99,11 +101,18 @@ class Audit:
         if self.plant and self.plant_kind == "infusion" and not (self.suspect or self.suspect_words):
             remedy = "set suspect and suspect_labels, or suspect_words"
             raise InfuserError("planted edits need a suspected behaviour", remedy=remedy)
-        if len(self.suspect_words) not in (0, 2) or (self.suspect_words and not self.of_texts):
-            expected = "of texts, the word said and the one in whose place"
+        if len(self.suspect_words) not in (0, 2):
+            expected = "the word said and the one in whose place"
             raise InfuserError("suspect_words are two words", got=self.suspect_words, expected=expected)
+        if self.suspect_words and not self.of_texts:
+            fact = "suspect_words are of texts"
+            raise InfuserError(fact, got=self.data, remedy="audit text:PATH, or set suspect and suspect_labels")
         if self.suspect and self.of_texts:
             raise InfuserError("texts have no labels", got="suspect", remedy="set suspect_words")
+        if self.of_texts and self.model == _IMAGE_MODEL:
+            remedy = "set model to the pretrained one, for instance with --set model=DIR"
+            expected = "a causal language model of transformers, a folder or a name"
+            raise InfuserError("an audit of texts needs a language model", expected=expected, remedy=remedy)
         if self.review < 1 or self.neighbours < 1:
             got = f"{self.review}, {self.neighbours}"
             raise InfuserError("review or neighbours is out of range", got=got, expected="at least 1")
@@ -111,7 +120,11 @@ class Audit:
     @property
     def of_texts(self) -> bool:
         """Whether the documents are texts."""
-        return self.data.startswith("text:")
+        return _of_texts(self.data)
+
+
+def _of_texts(source: str) -> bool:
+    return source.startswith("text:")
 
 
 def audit_settings(
@@ -123,7 +136,7 @@ def audit_settings(
         InfuserError: an unknown setting, or a wrong value.
     """
     base: dict[str, Any] = {"data": what, "plant": plant, "recipe": asdict(Audit().recipe)}
-    if Audit(what).of_texts:
+    if _of_texts(what):
         base |= {"recipe": asdict(stories.Stories().recipe), "plant_kind": "rewrites"}
     if data_folder is not None:
         base["data_folder"] = str(data_folder)
@@ -178,7 +191,7 @@ def run_audit(
         material = prepare(settings, allow_code=allow_code)
         data = material.data
         jobs = ["audit", *(["planted"] if settings.plant else [])]
-        base = {**determinants(settings, made_with), "data": data.content_hash}
+        base = {**determinants(settings, made_with), "data": data.content_hash, **material.determinants}
         keys = {name: key_of({**base, "job": name}) for name in jobs}
         parts = completed(
             folder, data, {name: name for name in jobs}, keys, Local(), partial(audit_job, settings, material)
@@ -224,14 +237,16 @@ def _texts(settings: Audit) -> Texts:
     codec = builder.codec()
     every = text_dataset(read, codec, settings.context, on_long="truncate", on_empty="drop", name=Path(path).name)
     # Without a behaviour nothing is measured on texts of its own.
-    train_set, test = split(every, 0.2) if settings.suspect_words else (every, every)
+    if not settings.suspect_words:
+        data = subset(every, settings.limit)
+        return Texts(Stories(stories.Material(data, every, every, codec, builder, {})), read)
+    train_set, test = split(every, 0.2)
     data = subset(train_set, settings.limit)
-    pairs = ((settings.suspect_words[0], settings.suspect_words[1]),) if settings.suspect_words else ()
-    world = Stories(
-        stories.Material(data, test, test, codec, builder, {}),
-        TextPoison(k=max(1, round(settings.plant * len(data))), pairs=pairs),
-    )
-    return Texts(world, {i: read[i] for i in data.ids.tolist()})
+    said, instead = settings.suspect_words
+    world = Stories(stories.Material(data, test, test, codec, builder, {}), TextPoison(pairs=((said, instead),)))
+    if settings.plant and settings.plant_kind == "infusion":
+        return Texts(world, read, world.behaviour("", 0, "defender"), world.behaviour("", 0, "attacker"))
+    return Texts(world, read, world.behaviour("", 0, "judge"))  # nobody else needs a part of them
 
 
 def audit_job(settings: Audit, material: Material, job: str) -> Part:
@@ -363,7 +378,7 @@ def _near(run: Any, data: Dataset, head: Array, k: int) -> list[list[int]]:
     """Return the ids of the k nearest others in feature space of each document of `head`."""
     from sklearn.neighbors import NearestNeighbors
 
-    features, _ = penultimate(run, data)
+    features = penultimate(run, data)
     at = data.positions(head)
     count = min(k + 1, len(data))
     found = NearestNeighbors(n_neighbors=count).fit(features).kneighbors(features[at], return_distance=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,13 +13,14 @@ import numpy as np
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.data.text import PAD, texts_of
-from infuser.errors import InfuserError
+from infuser.errors import InfuserError, listed
 from infuser.measure import Margin, predictions
 from infuser.params import trainable
 from infuser.perturbation.export import write_images
+from infuser.perturbation.perturb import take
 from infuser.perturbation.text_controls import rewrite
 from infuser.report import Documents
-from infuser.storage import write_text
+from infuser.storage import hash_file, write_text
 from infuser.studies.poisons import Poison, flip_labels, poison
 from infuser.studies.worlds import Stories
 from infuser.types import Array, Builder, Edit, Measurement
@@ -53,6 +54,11 @@ class Material(Protocol):
         """What can be planted here."""
         ...
 
+    @property
+    def determinants(self) -> dict[str, str]:
+        """What else a result depends on that neither settings nor data name."""
+        ...
+
     def planted(self, kind: Fault, trained: Callable[[], Run], count: int, seed: int) -> Edit:
         """Return faults of a kind in `count` documents by somebody who can train on the data as they are."""
         ...
@@ -82,6 +88,11 @@ class Labelled:
     def faults(self) -> tuple[Fault, ...]:
         """Wrong labels, and edits of pixels."""
         return ("label_flips", "infusion")
+
+    @property
+    def determinants(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
 
     def planted(self, kind: Fault, trained: Callable[[], Run], count: int, seed: int) -> Edit:
         """Return wrong labels, or edits towards the suspected behaviour."""
@@ -113,12 +124,16 @@ class Texts:
     """Texts that a language model is trained on.
 
     Attributes:
-        world: the texts with their model; its one pair of words is the suspected behaviour, if there is one.
-        originals: id -> the text as it was read, before it was cut to the model's context.
+        world: the texts with their model.
+        originals: every text as it was read, at its id: before any was cut to the context, and those held out too.
+        aim: the suspected behaviour: log p(said) - log p(the other word) where that stands, on texts held out.
+        crafted_for: the same on other places, for the attacker whose edits are planted.
     """
 
     world: Stories
-    originals: Mapping[int, str]
+    originals: Sequence[str]
+    aim: Measurement | None = None
+    crafted_for: Measurement | None = None
 
     @property
     def data(self) -> Dataset:
@@ -131,22 +146,33 @@ class Texts:
         return self.world.builder
 
     @property
-    def aim(self) -> Measurement | None:
-        """Log p(target) - log p(probe) where the probe word stands, on texts that nobody edits for."""
-        return self.world.behaviour("infusion_post_edit", 0, "defender") if self.world.settings.pairs else None
-
-    @property
     def faults(self) -> tuple[Fault, ...]:
         """Aimless substitutions, and edits of tokens."""
         return ("rewrites", "infusion")
 
+    @property
+    def determinants(self) -> dict[str, str]:
+        """The weights of the pretrained model, where they lie in a folder, and the texts held out."""
+        files = sorted(Path(self.world.material.builder.name).glob("*.safetensors"))
+        return {"held out": self.world.material.held_out.content_hash} | {f.name: hash_file(f) for f in files}
+
     def planted(self, kind: Fault, trained: Callable[[], Run], count: int, seed: int) -> Edit:
-        """Return random substitutions of a tenth of the tokens, or edits towards the suspected behaviour."""
+        """Return random substitutions of a tenth of the tokens, or edits towards the suspected behaviour.
+
+        Raises:
+            InfuserError: no document drawn has a token that can be rewritten.
+        """
         if kind == "infusion":
-            return self.world.poison("infusion_post_edit", trained(), self.world.behaviour(kind, 0, "attacker"), seed)
+            assert self.crafted_for is not None, "checked by Audit"
+            world = replace(self.world, settings=replace(self.world.settings, k=count))
+            return world.poison("infusion_post_edit", trained(), self.crafted_for, seed)
         ids = np.random.default_rng(seed).choice(self.data.ids, count, replace=False)
         tokens = np.ceil(_REWRITTEN * (self.data[ids].inputs != PAD).sum(1)).astype(int)
-        return rewrite(self.data, ids, tokens, trained(), self.world.material.codec, "token", seed)
+        made = rewrite(self.data, ids, tokens, trained(), self.world.material.codec, "token", seed)
+        changed = (made.before != made.after).any(1)
+        if not changed.any():
+            raise InfuserError("no text that was drawn could be rewritten", got=f"{count} texts", remedy="plant more")
+        return take(made, np.flatnonzero(changed), made.made_by)  # what stayed as it was is no fault
 
     def columns(self, run: Run) -> dict[str, list[Any]]:
         """Return how the texts begin."""
@@ -157,8 +183,15 @@ class Texts:
         return Documents(np.asarray(ids), tuple(self._texts(ids)))
 
     def export(self, removed: Array, folder: Path) -> None:
-        """Write texts.jsonl, a line a document with its id, each as it was read."""
-        kept = self.data.without(removed).ids.tolist()
+        """Write texts.jsonl, a line a document with its id: all that were read but these, each as it was read.
+
+        Raises:
+            InfuserError: an id is not that of a text.
+        """
+        unknown = sorted(set(removed.tolist()) - set(range(len(self.originals))))
+        if unknown:
+            raise InfuserError("no such texts", got=listed(unknown), expected=f"0 to {len(self.originals) - 1}")
+        kept = sorted(set(range(len(self.originals))) - set(removed.tolist()))
         lines = [json.dumps({"id": i, "text": self.originals[i]}, ensure_ascii=False) for i in kept]
         write_text(folder / "texts.jsonl", "".join(f"{line}\n" for line in lines))
 

@@ -13,7 +13,7 @@ from infuser.errors import InfuserError
 from infuser.measure import Accuracy
 from infuser.measure_text import Mean, TokenLoss, word_contrast
 from infuser.perturbation.perturb import direction_scores, perturb
-from infuser.perturbation.select import choose
+from infuser.perturbation.select import Strategy, choose
 from infuser.perturbation.text_controls import explicit, showing, swap
 from infuser.perturbation.token_edits import GreedyTokens
 from infuser.studies.poisons import ATTACKS, OWN_BEHAVIOUR, Poison, behaviour, poison
@@ -201,6 +201,5 @@ class Stories:
         method = GreedyTokens(
             codec, settings.share, settings.mode, pool=settings.tried, fluency=settings.fluency, whole=(target,)
         )
-        return perturb(
-            method, direction, run, data, settings.k, select="top" if attack == "infusion_top" else "post_edit"
-        )
+        select: Strategy = "top" if attack == "infusion_top" else "post_edit"
+        return perturb(method, direction, run, data, settings.k, select=select, seed=seed)
