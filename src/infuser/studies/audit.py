@@ -50,7 +50,7 @@ class Audit:
     """All settings of an audit.
 
     Attributes:
-        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME; of texts text:PATH, see data.texts.
+        data: digits, mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME; for texts text:PATH (data.texts).
         data_folder: where the files of a named data set lie.
         limit: training documents, chosen by seed 0; None means all.
         model: a name in infuser.models, or module:function; of texts a causal model of transformers, folder or name.
