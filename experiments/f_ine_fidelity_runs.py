@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from f_ine_cases import Case, Table
-from f_ine_fidelity import subsets
+from f_ine_fidelity_truth import subsets
 
 from infuser.attribution import GradientSimilarity, Influence, TracIn
 from infuser.attribution.f_ine import FInfluence

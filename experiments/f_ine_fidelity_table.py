@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from f_ine_candidates import candidates
-from f_ine_fidelity import FIRST_SEED, true_mu_of
+from f_ine_fidelity_truth import FIRST_SEED, true_mu_of
 from scipy.stats import rankdata, spearmanr
 
 from infuser.evaluation.true_mu import TrueInfluence

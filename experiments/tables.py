@@ -94,8 +94,7 @@ def demo() -> str:
 def fidelity(what: str) -> str:
     """Return Spearman correlations of one run with the true mu on itself, by data set: over the data seeds."""
     held = {(r["case"], r["method"]): r for r in results("f_ine_fidelity")["rows"] if r["what"] == what}
-    seeds = {kind: [case for case, _ in held if re.fullmatch(rf"{kind}-\d+", case)] for kind in FIDELITY_DATA}
-    known = {kind: list(dict.fromkeys(cases)) for kind, cases in seeds.items() if cases}
+    known = _by_data(case for case, _ in held)
     subsets = next(held[key]["n"] for key in held if key[0] == next(iter(known.values()))[0])
     head = (
         f"{subsets} subsets",
@@ -116,14 +115,20 @@ def fidelity_points() -> str:
         *((f"size of $\\mu$ over the truth, {FIDELITY[m]}", "self mu over truth, median", m) for m in SIZED),
         *((f"sign on test points, {FIDELITY[m]}", "sign on test points, clear pairs", m) for m in FIDELITY),
     ]
-    kinds = {k: [c for c in dict.fromkeys(c for c, *_ in held) if re.fullmatch(rf"{k}-\d+", c)] for k in FIDELITY_DATA}
-    known = {kind: cases for kind, cases in kinds.items() if cases}
+    known = _by_data(case for case, *_ in held)
     body = [
         (shown, *(_spread([held[case, what, method] for case in cases]) for cases in known.values()))
         for shown, what, method in told
         if all((case, what, method) in held for cases in known.values() for case in cases)
     ]
     return _table(("", *(FIDELITY_DATA[kind] for kind in known)), body)
+
+
+def _by_data(cases: Iterable[str]) -> dict[str, list[str]]:
+    """Return the cases of each data set of which there are any, one a data seed."""
+    each = list(dict.fromkeys(cases))
+    found = {kind: [case for case in each if re.fullmatch(rf"{kind}-\d+", case)] for kind in FIDELITY_DATA}
+    return {kind: of for kind, of in found.items() if of}
 
 
 def consistency(what: str) -> str:
