@@ -17,6 +17,7 @@ from infuser.attribution import signals
 from infuser.attribution.attribute import attribute
 from infuser.attribution.estimators import auc, estimate, gauss
 from infuser.attribution.f_ine import FInfluence
+from infuser.attribution.f_recorder import together
 from infuser.attribution.loss_trace import LossTrace
 from infuser.attribution.per_document import by_vmap
 from infuser.data import digits
@@ -121,14 +122,18 @@ def test_products_equal_those_of_full_gradients(name):
     assert (layers is None) == (name == "uncovered")
     full = flatten(loss_gradients(model, params, data), 1).double()
     partners = data.batch(np.array([3, 7, 11]))
-    seen = signals.own_signals(model, params, task_of(data), data, partners, layers)
+    seen = signals.read_signals(model, params, task_of(data), data, layers, partners=partners)
     exact = full @ full.T
     assert relative(seen.own, exact.diagonal()) < 1e-5
     assert relative(seen.cross, exact[:, [3, 7, 11]]) < 1e-5
     vectors = {k: torch.randn(2, *v.shape) for k, v in params.items()}
-    values, read = signals.signals_along(model, params, task_of(data), data, vectors, layers)
-    assert relative(values, flatten(vectors, 1).double() @ full.T) < 1e-5
-    np.testing.assert_allclose(read.losses, -Losses(data)(model, params), rtol=1e-5)
+    along = signals.read_signals(model, params, task_of(data), data, layers, vectors=vectors)
+    assert relative(along.along, flatten(vectors, 1).double() @ full.T) < 1e-5
+    np.testing.assert_allclose(along.read.losses, -Losses(data)(model, params), rtol=1e-5)
+    assert along.own is None
+    both = signals.read_signals(model, params, task_of(data), data, layers, partners=partners, vectors=vectors)
+    for name, alone in (("own", seen), ("cross", seen), ("along", along)):
+        torch.testing.assert_close(getattr(both, name), getattr(alone, name), rtol=0, atol=0)
     # The oracle tells a missing parameter apart.
     part = full[:, : full.shape[1] // 2]
     assert relative(seen.own, (part @ part.T).diagonal()) > 1e-3
@@ -149,7 +154,7 @@ def test_products_of_language_models_equal_those_of_full_gradients(tied):
     assert layers is not None
     partners = data.batch(np.array([3, 7, 11]))
     rows = flatten(by_vmap(model, params, task, data.batch(np.arange(14))), 1).double()
-    seen = signals.own_signals(model, params, task, data, partners, layers)
+    seen = signals.read_signals(model, params, task, data, layers, partners=partners)
     assert relative(seen.own, (rows @ rows.T).diagonal()) < 1e-5
     assert relative(seen.cross, rows @ rows[[3, 7, 11]].T) < 1e-5
     assert seen.read.margins is None
@@ -326,15 +331,49 @@ def test_a_recorded_step_costs_three_forward_passes(builder, shape, bound):
         signals.read_losses(model, params, task, data)
     with FlopCounterMode(display=False) as step:
         batch = data.batch(np.arange(partners))
-        signals.own_signals(model, params, task, data, batch, layers)
+        signals.read_signals(model, params, task, data, layers, partners=batch)
     # The partners' own pass comes on top of the documents'. Tiny images reach the floor of partners.
     own_pass = partners / len(data) * 3
     assert step.get_total_flops() <= (bound + own_pass) * forward.get_total_flops()
     assert partners >= 4
     vectors = {key: torch.randn(1, *value.shape) for key, value in params.items()}
     with FlopCounterMode(display=False) as along:
-        signals.signals_along(model, params, task, data, vectors, layers)
+        signals.read_signals(model, params, task, data, layers, vectors=vectors)
     assert along.get_total_flops() <= 3 * forward.get_total_flops()
+
+
+def test_recorders_together_record_the_same_in_fewer_passes(monkeypatch):
+    data, probes = documents()
+    method, other = FInfluence(every=2, partners=12), FInfluence(every=3)
+    two = [probes, Losses(data[data.ids[:3]])]
+    passes = []
+    plain = signals.read_signals
+
+    def counted(*given, **asked):
+        passes.append(len(given[3]))
+        return plain(*given, **asked)
+
+    monkeypatch.setattr(signals, "read_signals", counted)
+
+    def run(shared):
+        observers = [method.observer(data), *(method.observer(data, measurement=f) for f in two), other.observer(data)]
+        if shared:
+            together(observers)
+        return train(SMALL, data, RECIPE, observers=observers)
+
+    apart = run(shared=False)
+    alone = len(passes)
+    both = run(shared=True)
+    shared = len(passes) - alone
+    steps = method.trace(apart, data).recorded
+    assert (
+        alone - shared == 2 * steps
+    )  # three recorders have one pass in the place of three; the fourth has other steps
+    assert list(apart.traces) == list(both.traces)
+    for name, trace in apart.traces.items():
+        for field in ("inside", "outside", "noise", "losses"):
+            np.testing.assert_array_equal(getattr(trace, field), getattr(both.traces[name], field))
+    assert (method.score(both, data).values != method.score(both, data, two[0]).values[0]).all()
 
 
 def test_few_steps_and_no_variance_give_nan_with_a_reason():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,8 +17,8 @@ from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
 from infuser.measure import query_names
 from infuser.params import trainable
-from infuser.training import Moment
-from infuser.types import Array, Measurement, Params
+from infuser.training import Moment, Observer
+from infuser.types import Array, Batch, Measurement, Params
 
 if TYPE_CHECKING:
     from infuser.attribution.f_ine import FInfluence
@@ -42,6 +43,7 @@ class Recorder:
         self._positions = [data.positions(ids) for ids in groups.values()]
         self._sums = _Sums()
         self._layers: Any = None
+        self._reading = _Reading((self,))
         self._last = -1
         self._every = self._partners = self._recorded = self._batch_size = self._steps = 0
 
@@ -51,20 +53,52 @@ class Recorder:
             remedy = "make a new one with method.observer(data) for every training"
             raise InfuserError("this observer has seen a training already", got=f"step {moment.step}", remedy=remedy)
         self._last = moment.step
-        if not self._every:
-            self._begin(moment)
+        self.begin(moment)
         self._batch_size = max(self._batch_size, len(moment.batch))
         if moment.step % self._every != self._every // 2:
             return
         params = trainable(moment.model)
-        if self._targets.kind == "self":
-            read = self._on_themselves(moment, params)
+        wanted, seen = self._reading.at(moment, params)[self]
+        if wanted.partners is not None:
+            self._on_themselves(moment, wanted.partners, seen)
         else:
-            read = self._on_targets(moment, params)
-        self._sums.add("losses", _numpy(read.losses))
-        if read.margins is not None:
-            self._sums.add("margins", _numpy(read.margins))
+            self._on_targets(moment, params, wanted.vectors, seen)
+        self._sums.add("losses", _numpy(seen.read.losses))
+        if seen.read.margins is not None:
+            self._sums.add("margins", _numpy(seen.read.margins))
         self._recorded += 1
+
+    def wants(self, moment: Moment, params: Params) -> Wanted:
+        """Return what this step's pass over the documents has to give."""
+        if self._targets.kind == "self":
+            return Wanted(partners=self._drawn(moment, params))
+        return Wanted(vectors=self._targets.gradients(moment, params))
+
+    def read(self, moment: Moment, params: Params, wanted: Wanted) -> signals.Signals:
+        """Return it, from one pass."""
+        return signals.read_signals(
+            moment.model,
+            params,
+            moment.task,
+            self._data,
+            self._layers,
+            partners=wanted.partners,
+            vectors=wanted.vectors,
+        )
+
+    @property
+    def shareable(self) -> tuple[Any, ...]:
+        """What recorders have in common that can be read in one pass: documents and steps."""
+        return self._data.content_hash, self._method.every, self._method.auxiliary
+
+    @property
+    def on_itself(self) -> bool:
+        """Whether documents are recorded on themselves."""
+        return self._targets.kind == "self"
+
+    def read_with(self, reading: _Reading) -> None:
+        """Take what a pass for several recorders gives."""
+        self._reading = reading
 
     def trace(self) -> FTrace:
         """Return the sums.
@@ -98,7 +132,10 @@ class Recorder:
             sums.moments() if method.mode == "paper" and method.estimator == "gauss" else None,
         )
 
-    def _begin(self, moment: Moment) -> None:
+    def begin(self, moment: Moment) -> None:
+        """Look at the model and the data, at the first step."""
+        if self._every:
+            return
         if not self._method.auxiliary and moment.data.content_hash != self._data.content_hash:
             raise InfuserError(
                 "the observer was made for other data than the training's",
@@ -121,16 +158,19 @@ class Recorder:
         else:
             self._partners = len(self._data)
 
-    def _on_themselves(self, moment: Moment, params: Params) -> signals.Losses:
-        data = self._data
+    def _drawn(self, moment: Moment, params: Params) -> Batch:
         if self._method.mode == "paper":
-            partners = moment.batch
-        else:
-            rng = np.random.default_rng([self._method.seed, moment.step])
-            drawn = rng.choice(len(data), self._partners, replace=False) if self._partners < len(data) else None
-            at = np.arange(len(data)) if drawn is None else np.sort(drawn)
-            partners = data.batch(at, str(next(iter(params.values())).device))
-        seen = signals.own_signals(moment.model, params, moment.task, data, partners, self._layers)
+            return moment.batch
+        rng = np.random.default_rng([self._method.seed, moment.step])
+        n = len(self._data)
+        drawn = rng.choice(n, self._partners, replace=False) if self._partners < n else None
+        at = np.arange(n) if drawn is None else np.sort(drawn)
+        return self._data.batch(at, str(next(iter(params.values())).device))
+
+    def _on_themselves(self, moment: Moment, partners: Batch, seen: signals.Signals) -> None:
+        data = self._data
+        assert seen.own is not None, "asked for"
+        assert seen.cross is not None, "asked for"
         signals.require_finite(seen.own, data, moment.step, "gradients")
         own = moment.lr * _numpy(seen.own) * data.weights
         cross = moment.lr * _numpy(seen.cross) * _numpy(partners.weights)
@@ -146,14 +186,13 @@ class Recorder:
             mean = total / count
             self._sums.add("outside", mean[None])
             self._sums.add("noise", _variance(own, cross, others, mean, len(data))[None] / len(moment.batch))
-        return seen.read
 
-    def _on_targets(self, moment: Moment, params: Params) -> signals.Losses:
+    def _on_targets(self, moment: Moment, params: Params, vectors: Params | None, seen: signals.Signals) -> None:
         data = self._data
-        vectors = self._targets.gradients(moment, params)
-        values, read = signals.signals_along(moment.model, params, moment.task, data, vectors, self._layers)
-        signals.require_finite(values, data, moment.step, "signals")
-        v = moment.lr * _numpy(values) * data.weights
+        assert vectors is not None, "asked for"
+        assert seen.along is not None, "asked for"
+        signals.require_finite(seen.along, data, moment.step, "signals")
+        v = moment.lr * _numpy(seen.along) * data.weights
         noise = v.var(1) / len(moment.batch)
         if self._targets.kind == "groups":
             inside = np.stack([row[at].mean() for row, at in zip(v, self._positions, strict=True)])
@@ -166,14 +205,16 @@ class Recorder:
         self._sums.add("noise", noise)
         if self._method.mode == "paper":
             self._batches(moment, params, vectors, v)
-        return read
 
     def _batches(self, moment: Moment, params: Params, vectors: Params, v: Array) -> None:
         """Keep O' and O of the step's batch for every document, or every group."""
         ids = _numpy(moment.batch.ids)
         if self._method.auxiliary:
-            part, _ = signals.signals_along(moment.model, params, moment.task, moment.data[ids], vectors, self._layers)
-            in_batch = moment.lr * _numpy(part) * _numpy(moment.batch.weights)
+            seen = signals.read_signals(
+                moment.model, params, moment.task, moment.data[ids], self._layers, vectors=vectors
+            )
+            assert seen.along is not None, "asked for"
+            in_batch = moment.lr * _numpy(seen.along) * _numpy(moment.batch.weights)
         else:
             in_batch = v[:, self._data.positions(ids)]
         if self._targets.kind == "groups":
@@ -196,6 +237,66 @@ class Recorder:
         else:
             self._sums.tables.setdefault("without", []).append(without.astype(np.float32))
             self._sums.tables.setdefault("with", []).append(with_s.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a recorder needs of a step: products with partners, or with vectors that have a leading query axis."""
+
+    partners: Batch | None = None
+    vectors: Params | None = None
+
+
+class _Reading:
+    """A pass over the documents at each recorded step, for all recorders that can share it."""
+
+    def __init__(self, members: Sequence[Recorder]) -> None:
+        self._members = members
+        self._step = -1
+        self._found: dict[Recorder, tuple[Wanted, signals.Signals]] = {}
+
+    def at(self, moment: Moment, params: Params) -> Mapping[Recorder, tuple[Wanted, signals.Signals]]:
+        """Return what every member wanted of this step, and got."""
+        if self._step != moment.step:
+            self._step, self._found = moment.step, self._read(moment, params)
+        return self._found
+
+    def _read(self, moment: Moment, params: Params) -> dict[Recorder, tuple[Wanted, signals.Signals]]:
+        for member in self._members:
+            member.begin(moment)
+        wanted = {member: member.wants(moment, params) for member in self._members}
+        # At most one of them has partners: see `together`.
+        partners = next((each.partners for each in wanted.values() if each.partners is not None), None)
+        asked = [each.vectors for each in wanted.values() if each.vectors is not None]
+        joined = {name: torch.cat([vectors[name] for vectors in asked]) for name in params} if asked else None
+        seen = self._members[0].read(moment, params, Wanted(partners, joined))
+        found, begin = {}, 0
+        for member, each in wanted.items():
+            if each.vectors is None:
+                found[member] = each, replace(seen, along=None)
+                continue
+            assert seen.along is not None, "asked for"
+            end = begin + len(next(iter(each.vectors.values())))
+            found[member] = each, replace(seen, own=None, cross=None, along=seen.along[begin:end])
+            begin = end
+        return found
+
+
+def together(observers: Sequence[Observer]) -> None:
+    """Let f-INE's recorders of the same documents and steps share one pass over them; what they record stays the same.
+
+    Of several that record documents on themselves, the first shares.
+    """
+    groups: dict[tuple[Any, ...], list[Recorder]] = {}
+    for observer in observers:
+        if isinstance(observer, Recorder):
+            members = groups.setdefault(observer.shareable, [])
+            if not observer.on_itself or not any(member.on_itself for member in members):
+                members.append(observer)
+    for members in groups.values():
+        shared = _Reading(members)
+        for member in members:
+            member.read_with(shared)
 
 
 class _Targets:

@@ -44,18 +44,20 @@ class Losses:
 
 
 @dataclass(frozen=True)
-class OwnSignals:
-    """Gradient products of documents with themselves and with partners.
+class Signals:
+    """Gradient products of documents at one point of training; None where they were not asked for.
 
     Attributes:
+        read: the losses.
         own: (N,) <g_i, g_i>.
         cross: (N, R) <g_i, g_j> for the partners j.
-        read: the losses.
+        along: (Q, N) <v_q, g_i>.
     """
 
-    own: Tensor
-    cross: Tensor
     read: Losses
+    own: Tensor | None = None
+    cross: Tensor | None = None
+    along: Tensor | None = None
 
 
 def supported_layers(model: nn.Module, params: Params, data: Dataset) -> tuple[Layer, ...] | None:
@@ -64,40 +66,47 @@ def supported_layers(model: nn.Module, params: Params, data: Dataset) -> tuple[L
     return layers if covered(layers) == params.keys() else None
 
 
-def own_signals(
-    model: nn.Module, params: Params, task: Task, data: Dataset, partners: Batch, layers: Sequence[Layer] | None
-) -> OwnSignals:
-    """Return the products of every document's gradient with itself and with those of R partners.
+def read_signals(
+    model: nn.Module,
+    params: Params,
+    task: Task,
+    data: Dataset,
+    layers: Sequence[Layer] | None,
+    *,
+    partners: Batch | None = None,
+    vectors: Params | None = None,
+) -> Signals:
+    """Return what is asked for of every document's gradient, in one pass over the documents.
 
     Args:
         model: in eval mode.
         params: theta.
         task: of the data.
         data: N documents.
-        partners: R documents.
         layers: of `supported_layers`.
+        partners: R documents; then products of every gradient with itself and with theirs.
+        vectors: v with a leading query axis; then products with them.
     """
-    other = _Point(model, params, task, partners, layers)
-    own, cross, read = [], [], []
+    other = None if partners is None else _Point(model, params, task, partners, layers)
+    matrices = None if layers is None or vectors is None else [layer.to_matrix(vectors) for layer in layers]
+    read: list[Losses] = []
+    own: list[Tensor] = []
+    cross: list[Tensor] = []
+    along: list[Tensor] = []
     for batch in data.batches(_per_pass(params), _device(params)):
         here = _Point(model, params, task, batch, layers)
-        own.append(here.squared())
-        cross.append(here.products(other))
+        if other is not None:
+            own.append(here.squared())
+            cross.append(here.products(other))
+        if vectors is not None:
+            along.append(here.along(vectors, matrices))
         read.append(here.read())
-    return OwnSignals(torch.cat(own), torch.cat(cross), _joined(read))
-
-
-def signals_along(
-    model: nn.Module, params: Params, task: Task, data: Dataset, vectors: Params, layers: Sequence[Layer] | None
-) -> tuple[Tensor, Losses]:
-    """Return (<v_q, g_i> of shape (Q, N), losses) for vectors with a leading query axis."""
-    values, read = [], []
-    matrices = None if layers is None else [layer.to_matrix(vectors) for layer in layers]
-    for batch in data.batches(_per_pass(params), _device(params)):
-        here = _Point(model, params, task, batch, layers)
-        values.append(here.along(vectors, matrices))
-        read.append(here.read())
-    return torch.cat(values, 1), _joined(read)
+    return Signals(
+        _joined(read),
+        torch.cat(own) if own else None,
+        torch.cat(cross) if cross else None,
+        torch.cat(along, 1) if along else None,
+    )
 
 
 def read_losses(model: nn.Module, params: Params, task: Task, data: Dataset) -> Losses:

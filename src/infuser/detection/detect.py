@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from infuser.attribution.f_recorder import together
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
@@ -73,12 +74,16 @@ def detect(detector: Detector, run: Run, data: Dataset, measurement: Measurement
 def observers_of(
     detectors: Sequence[Detector], data: Dataset, measurement: Measurement | None = None
 ) -> tuple[Observer, ...]:
-    """Return the observers that some detectors need for one training, each once by its name."""
+    """Return the observers that some detectors need for one training, each once by its name.
+
+    Those of f-INE share their passes over the documents.
+    """
     needed: dict[str, Observer] = {}
     for detector in detectors:
         if isinstance(detector, Observing):
             for observer in detector.observers(data, measurement):
                 needed.setdefault(observer.name, observer)
+    together(list(needed.values()))
     return tuple(needed.values())
 
 

@@ -40,6 +40,7 @@ FUSED_ALL = (
 )
 FUSED_BLIND = ("loss", "deep_knn", "isolation", "perplexity_worst")
 FUSED_TOLD = ("influence", "f_ine_towards", "f_ine_preconditioned")
+_LOSSES = "training losses"  # the name of their observer
 
 
 @dataclass(frozen=True)
@@ -210,10 +211,9 @@ class _Timed:
 
 
 def _recording(found: Observed) -> dict[str, float]:
-    """Return detector -> seconds of the observer that it reads."""
-    detector_of = {"training losses": "loss"}
-    named = {name: "f_ine_self" if name.endswith(", self") else "f_ine_towards" for name in found.recording}
-    return {detector_of.get(name, named[name]): seconds for name, seconds in found.recording.items()}
+    """Return detector -> seconds of the recording that it reads; those of f-INE are recorded in one pass, for all."""
+    together = sum(seconds for name, seconds in found.recording.items() if name != _LOSSES)
+    return {"loss": found.recording.get(_LOSSES, 0.0), "f_ine_self": together, "f_ine_towards": together}
 
 
 @contextmanager
