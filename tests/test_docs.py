@@ -14,6 +14,7 @@ import yaml
 import infuser
 from infuser.cli import app
 from infuser.config import override, parse
+from infuser.studies.audit import audit_settings
 from infuser.studies.study import Experiment
 from infuser.studies.sweep import read_sweep
 
@@ -64,8 +65,12 @@ def test_the_commands_of_a_page_are_commands(page: Path) -> None:
             words = shlex.split(line, comments=True)
             if words[:1] == ["infuser"] and words[1:] != ["--version"]:
                 command = group.commands[words[1]]  # type: ignore[attr-defined]
-                context = command.make_context(words[1], words[2:])
-                parse(Experiment, override({}, context.params.get("settings") or []))
+                given = command.make_context(words[1], words[2:]).params
+                settings = given.get("settings") or []
+                if words[1] == "audit":
+                    audit_settings(given["what"], settings, given["data"], given["plant"])
+                else:
+                    parse(Experiment, override({}, settings))
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(), "yaml")], ids=page_id)
