@@ -146,9 +146,9 @@ def show(folder: RunFolder) -> None:
             typer.echo(sweep_summary(folder))
             return
         from infuser.storage import read_json
-        from infuser.studies.show import summary
+        from infuser.studies.show import shown
 
-        typer.echo(summary(read_json(folder / "results.json")))
+        typer.echo(shown(read_json(folder / "results.json")))
 
 
 @app.command()
@@ -289,6 +289,8 @@ def audit(
         results = run_audit(chosen, folder, **flags, **exported(export, remove))
         typer.echo(summary(results))
         typer.echo(f"List: {folder / 'suspects.parquet'}. Report: {folder / 'report.html'}")
+        if export == "clean":
+            typer.echo(f"Data without the suspects: {folder / 'clean-data'}")
 
 
 @benchmark.command()

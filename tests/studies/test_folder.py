@@ -21,7 +21,9 @@ def test_a_new_folder_gets_its_configuration_and_no_lock_stays(tmp_path: Path) -
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
-    _open(tmp_path)
+    _open(tmp_path, "k: 3\n")
+    _open(tmp_path)  # what ended before anything was made is nobody's run
+    (tmp_path / "parts").mkdir()
     with pytest.raises(InfuserError, match=r"already holds a run.*--resume.*--overwrite"):
         _open(tmp_path)
     with pytest.raises(InfuserError, match="other settings"):

@@ -65,8 +65,24 @@ def load(
         case "hf", name if name:
             train, test = hub(name)
         case _:
-            raise InfuserError("unknown data set", got=repr(source), expected=KNOWN)
+            there = Path(source).exists()
+            remedy = f"did you mean folder:{source}, parquet:{source} or (for audits) text:{source}?" if there else None
+            raise InfuserError("unknown data set", got=repr(source), expected=KNOWN, remedy=remedy)
     return subset(train, limit, seed), subset(test, test_limit, seed)
+
+
+def unsplit(source: str) -> Dataset | None:
+    """Return all documents of folder:PATH or parquet:PATH where nobody set a test part aside, None for other sources.
+
+    Raises:
+        InfuserError: files that cannot be read.
+    """
+    kind, _, rest = source.partition(":")
+    if kind not in ("folder", "parquet") or not rest:
+        return None
+    if kind == "parquet":
+        return None if Path(rest).is_dir() else parquet(Path(rest))
+    return None if all((Path(rest) / part).exists() for part in ("train", "test")) else image_folder(Path(rest))
 
 
 def files(source: str) -> tuple[Path, ...]:

@@ -360,5 +360,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 def _fields(row: Any, fields: tuple[str, ...], where: str) -> Text:
     values = [row.get(field) if isinstance(row, Mapping) else None for field in fields]
     if not all(isinstance(value, str) for value in values):
-        raise InfuserError(f"{where} lacks a text", got=str(row)[:80], expected=f"text in {', '.join(fields)}")
+        raise InfuserError(
+            f"{where} lacks a text", got=str(row)[:80], expected=f"a string under {' and '.join(fields)}"
+        )
     return cast(Text, values[0] if len(values) == 1 else (values[0], values[1]))

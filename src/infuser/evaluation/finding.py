@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from infuser.errors import InfuserError, listed
-from infuser.evaluation.stats import Bootstrap, wilson
+from infuser.evaluation.stats import Bootstrap, wilson_of_share
 from infuser.types import Array, Estimate, Suspicion
 
 ENOUGH_CLEAN = 10_000  # clean documents that a rate of 0.1 % false alarms takes
@@ -154,7 +154,7 @@ def _estimate(value: float, draws: Array | None, k: int, how: Bootstrap) -> Esti
     if draws is None:
         return Estimate(value, None, k, (), unit, f"none: fewer than 8 {unit}", how.level)
     if np.ptp(draws) == 0:
-        ends = wilson(min(k, round(value * k)), k, level=how.level).interval
+        ends = wilson_of_share(value, k, unit, how.level).interval
         return Estimate(value, ends, k, (), unit, f"Wilson over {unit}: all resamples agree", how.level)
     method = f"bootstrap over documents, {how.resamples} resamples"
     return Estimate(value, _quantiles(draws, k, how.level), k, (), unit, method, how.level)

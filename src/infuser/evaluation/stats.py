@@ -6,8 +6,9 @@ below 3. p-values: sign flips of the probe means.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -315,6 +316,20 @@ def wilson(successes: int, n: int, unit: str = "probes", seeds: Sequence[int] = 
     interval = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
     ends = (float(interval.low), float(interval.high))
     return Estimate(successes / n, ends, n, tuple(seeds), unit, "Wilson", level)
+
+
+def wilson_of_share(share: float, n: int, unit: str, level: float = 0.95) -> Estimate:
+    """Return a share of n with its Wilson interval; that of a split tie has the ends of both whole numbers beside it.
+
+    >>> print(wilson_of_share(2.5 / 3, 3, "documents"))
+    0.833 [0.208, 1] (n = 3 documents)
+    """
+    count = share * n
+    exact = round(count) if abs(count - round(count)) < 1e-9 * n else None
+    low = wilson(math.floor(count) if exact is None else exact, n, unit, level=level)
+    high = wilson(math.ceil(count) if exact is None else exact, n, unit, level=level)
+    ends = None if low.interval is None or high.interval is None else (low.interval[0], high.interval[1])
+    return replace(low, value=share, interval=ends)
 
 
 def spearman(x: Array, y: Array, unit: str = "probes", level: float = 0.95) -> Estimate:

@@ -30,7 +30,7 @@ def read(results: Results) -> Reading:
     metrics = tuple(_recall(row, results) for row in results["recall"]["rows"] if row["detector"] in named)
     planted = results.get("planted")
     parts = () if planted is None else (_detection(planted, results),)
-    return Reading(Summary(asked, found(results)), settings, (), metrics, parts)
+    return Reading(Summary(asked, (*results.get("notes", ()), *found(results))), settings, (), metrics, parts)
 
 
 def found(results: Results) -> tuple[str, ...]:
@@ -56,7 +56,8 @@ def _recalled(results: Results) -> Iterator[str]:
             share, ends = f"{100 * row['value']:.0f} %", f"[{100 * row['ci95'][0]:.0f}, {100 * row['ci95'][1]:.0f}]"
             yield (
                 f"Of {row['n']} planted {kind}, {row['detector']} has {share} {ends} in the first "
-                f"{100 * SHOWN:.0f} % of its list (one planting, 95 % Wilson interval)."
+                f"{100 * SHOWN:.0f} % of its list, {max(1, round(SHOWN * results['n']))} documents "
+                f"(one planting, 95 % Wilson interval)."
             )
 
 

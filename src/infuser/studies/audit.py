@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,11 @@ import numpy as np
 import infuser.models
 from infuser.config import dump, override, parse, resolve
 from infuser.data.dataset import Dataset
-from infuser.data.source import load, split, subset, texts
+from infuser.data.source import files, load, split, subset, texts, unsplit
 from infuser.data.text import text_dataset
 from infuser.detection.features import penultimate
 from infuser.errors import InfuserError, listed
-from infuser.evaluation.stats import wilson
+from infuser.evaluation.stats import wilson, wilson_of_share
 from infuser.executors import Local
 from infuser.measure import Margin
 from infuser.models.huggingface import HuggingFace
@@ -42,6 +42,7 @@ from infuser.types import Array, Edit, Recipe, Suspicion
 SCHEMA = 1
 DEPTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the list that recall is stated at
 _NOT_LISTED = ("random",)
+_AGREED = 10  # documents at the least that are a detector's top
 _IMAGE_MODEL = "simple_cnn"
 
 
@@ -64,7 +65,8 @@ class Audit:
         rank_by: the detector that orders the list; by default fused_told with a suspected behaviour, else fused_blind.
         review: documents at the head of the list that are shown with their neighbours.
         neighbours: shown for each.
-        depth: share of documents that count as a detector's top, for agreement and for the export.
+        depth: share of documents that count as a detector's top, for agreement (at least 10), and that are left out of
+            the export where nobody names them.
         plant: share of documents that get planted faults in a second run; 0 leaves recall unknown.
         plant_kind: label_flips; of texts rewrites, aimless substitutions; or infusion, edits towards the suspected
             behaviour.
@@ -158,6 +160,8 @@ def exported(export: str, remove: str) -> dict[str, Any]:
         ids = tuple(int(part) for part in remove.split(",") if part.strip())
     except ValueError as error:
         raise InfuserError("ids must be whole numbers", got=remove, expected="for example 3,17") from error
+    if ids and export == "none":
+        raise InfuserError("--remove names what --export leaves out", got=remove, remedy="add --export clean")
     return {"export": export, "remove": ids}
 
 
@@ -197,7 +201,7 @@ def run_audit(
             folder, data, {name: name for name in jobs}, keys, Local(), partial(audit_job, settings, material)
         )
         table = _table(settings, data, parts["audit"].facts)
-        results = {**assemble(settings, data, table, parts), "environment": made_with}
+        results = {**assemble(settings, data, table, parts, tuple(material.notes(table))), "environment": made_with}
         write_suspects(folder / "suspects.parquet", table)
         write_json(folder / "results.json", results)
         write_json(folder / "timing.json", {name: part.seconds for name, part in parts.items()})
@@ -223,11 +227,19 @@ def prepare(settings: Audit, *, allow_code: bool = False) -> Material:
 
 
 def _labelled(settings: Audit, allow_code: bool) -> Labelled:
-    data, test = load(settings.data, settings.data_folder, limit=settings.limit)
-    if data.kind != "classification":
-        raise InfuserError("an audit is of labelled documents or texts", got=data.kind, expected="classification")
-    aim = Margin(test[settings.suspect], np.array(settings.suspect_labels)) if settings.suspect else None
-    return Labelled(resolve(settings.model, infuser.models, allow_code), data, aim)
+    # Where nobody set a test part aside, one is needed only to suspect a behaviour on.
+    whole = unsplit(settings.data)
+    aim = None
+    if whole is None or settings.suspect:
+        train_set, test = load(settings.data, settings.data_folder)
+        aim = Margin(test[settings.suspect], np.array(settings.suspect_labels)) if settings.suspect else None
+    else:
+        train_set = whole
+    if train_set.kind != "classification":
+        raise InfuserError("an audit is of labelled documents or texts", got=train_set.kind, expected="classification")
+    names = tuple(str(path) for path in files(settings.data)) if settings.data.startswith("folder:") else ()
+    builder = resolve(settings.model, infuser.models, allow_code)
+    return Labelled(builder, subset(train_set, settings.limit), aim, train_set if whole is None else whole, names)
 
 
 def _texts(settings: Audit) -> Texts:
@@ -236,11 +248,18 @@ def _texts(settings: Audit) -> Texts:
     read = texts(path)
     codec = builder.codec()
     every = text_dataset(read, codec, settings.context, on_long="truncate", on_empty="drop", name=Path(path).name)
+    if len(every) < 2:
+        raise InfuserError(
+            f"{every.name} holds one document",
+            got=path,
+            expected="<|endoftext|> between documents in .txt, a line each in .jsonl, a file each in a folder",
+        )
     # Without a behaviour nothing is measured on texts of its own.
     if not settings.suspect_words:
         data = subset(every, settings.limit)
         return Texts(Stories(stories.Material(data, every, every, codec, builder, {})), read)
     train_set, test = split(every, 0.2)
+    test = replace(test, name=f"the {len(test)} of {len(every)} texts held out to read the behaviour on")
     data = subset(train_set, settings.limit)
     said, instead = settings.suspect_words
     world = Stories(stories.Material(data, test, test, codec, builder, {}), TextPoison(pairs=((said, instead),)))
@@ -294,7 +313,9 @@ def ranked_by(settings: Audit, suspicions: Mapping[str, Any]) -> str:
     return name
 
 
-def assemble(settings: Audit, data: Dataset, table: Mapping[str, Any], parts: Mapping[str, Part]) -> dict[str, Any]:
+def assemble(
+    settings: Audit, data: Dataset, table: Mapping[str, Any], parts: Mapping[str, Part], notes: Sequence[str]
+) -> dict[str, Any]:
     """Return what results.json says, but for the environment."""
     facts = parts["audit"].facts
     count = min(settings.review, len(data))
@@ -310,6 +331,7 @@ def assemble(settings: Audit, data: Dataset, table: Mapping[str, Any], parts: Ma
         "told": facts["told"],
         "epochs": facts["epochs"],
         "suspects": head,
+        "notes": list(notes),
         "recall": recalls(settings, known),
         "planted": None if known is None else finding(data.ids, facts, known, ranked_by(settings, facts["suspicions"])),
         "precision": precisions(settings, data, table["id"]),
@@ -323,7 +345,7 @@ def recalls(settings: Audit, known: Mapping[str, Any] | None) -> dict[str, Any]:
     rows = []
     for name, shares in known["recall"].items():
         for depth, share in zip(DEPTHS, shares, strict=True):
-            estimate = wilson(round(share * known["k"]), known["k"], "planted documents")
+            estimate = wilson_of_share(share, known["k"], "planted documents")
             row = {"detector": name, "depth": depth, "value": share, "ci95": estimate.interval, "n": known["k"]}
             rows.append(row | {"seeds": [settings.plant_seed]})
     return {"kind": settings.plant_kind, "made_by": known["made_by"], "rows": rows, "reason": None}
@@ -355,7 +377,7 @@ def _table(settings: Audit, data: Dataset, facts: Mapping[str, Any]) -> dict[str
     by = ranked_by(settings, suspicions)
     order = np.argsort(-suspicions[by], kind="stable")
     single = [name for name in suspicions if not name.startswith("fused")]
-    depth = max(1, round(settings.depth * len(data)))
+    depth = min(max(_AGREED, round(settings.depth * len(data))), len(data))
     tops = {name: np.isin(data.ids, Suspicion(suspicions[name], data.ids, name).top(depth)) for name in single}
     near = [facts["near"].get(str(i), []) for i in data.ids[order].tolist()]
     table: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -59,6 +59,10 @@ class Material(Protocol):
         """What else a result depends on that neither settings nor data name."""
         ...
 
+    def notes(self, table: Mapping[str, Any]) -> Iterator[str]:
+        """Yield what a reader of the list has to know of the data and of the training."""
+        ...
+
     def planted(self, kind: Fault, trained: Callable[[], Run], count: int, seed: int) -> Edit:
         """Return faults of a kind in `count` documents by somebody who can train on the data as they are."""
         ...
@@ -78,11 +82,29 @@ class Material(Protocol):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Documents with one label each."""
+    """Documents with one label each.
+
+    Attributes:
+        builder: of the model.
+        data: the documents under audit.
+        aim: the suspected behaviour.
+        every: all that were read, from which an export starts.
+        files: the file of document i at i, where documents are files.
+    """
 
     builder: Builder
     data: Dataset
     aim: Margin | None
+    every: Dataset
+    files: tuple[str, ...] = ()
+
+    def notes(self, table: Mapping[str, Any]) -> Iterator[str]:
+        """Yield how many documents were left out, and how the model that looked at them has learnt."""
+        yield from _left_out(len(self.every), len(self.data))
+        label, prediction = np.asarray(table["label"]), np.asarray(table["prediction"])
+        yield f"The model predicts the label of {100 * (label == prediction).mean():.0f} % of the documents."
+        if len(np.unique(prediction)) == 1 < len(np.unique(label)):
+            yield "It predicts one class for all of them: it has learnt nothing, and its list means nothing."
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -105,7 +127,8 @@ class Labelled:
         """Return labels and predictions."""
         model = run.model()
         said = predictions(model, trainable(model), self.data)
-        return {"label": self.data.targets.tolist(), "prediction": said.tolist()}
+        named = {"file": [self.files[i] for i in self.data.ids]} if self.files else {}
+        return {**named, "label": self.data.targets.tolist(), "prediction": said.tolist()}
 
     def documents(self, ids: Array) -> Documents | None:
         """Return pictures with their labels; nothing where the documents are none."""
@@ -115,8 +138,8 @@ class Labelled:
         return Documents(few.ids, few.inputs, few.targets, self.data.classes)
 
     def export(self, removed: Array, folder: Path) -> None:
-        """Write a folder of images."""
-        write_images(self.data.without(removed), folder)
+        """Write a folder of images: all that were read but these."""
+        write_images(self.every.without(removed), folder)
 
 
 @dataclass(frozen=True)
@@ -174,6 +197,14 @@ class Texts:
             raise InfuserError("no text that was drawn could be rewritten", got=f"{count} texts", remedy="plant more")
         return take(made, np.flatnonzero(changed), made.made_by)  # what stayed as it was is no fault
 
+    def notes(self, table: Mapping[str, Any]) -> Iterator[str]:
+        """Yield how many texts were left out, and how many are longer than what is looked at."""
+        yield from _left_out(len(self.originals), len(self.data))
+        context = self.data.input_shape[0]
+        full = int((self.data.inputs != PAD).all(1).sum())
+        if full:
+            yield f"{full} texts fill the context of {context} tokens: what comes behind it was not looked at."
+
     def columns(self, run: Run) -> dict[str, list[Any]]:
         """Return how the texts begin."""
         return {"text": [text[:_SHOWN] for text in self._texts(self.data.ids)]}
@@ -197,6 +228,14 @@ class Texts:
 
     def _texts(self, ids: Sequence[int] | Array) -> list[str]:
         return texts_of(self.data[ids].inputs, self.world.material.codec)
+
+
+def _left_out(read: int, audited: int) -> Iterator[str]:
+    if audited < read:
+        yield (
+            f"{read - audited} of {read} documents were not audited (held out to read a behaviour on, beyond the "
+            "limit, or empty); an export keeps them."
+        )
 
 
 def require_fault(material: Material, kind: Fault) -> None:

@@ -19,7 +19,8 @@ _LISTED = 100  # documents at the head of each list that the report shows
 _QUOTED = 60  # characters of a text on the terminal
 _LIMITS = (
     "Suspicion is not proof: honest rare documents rank high too, and an attacker who knows these detectors can keep "
-    "below them. Recall holds for the planted kind of fault alone."
+    "below them. Recall holds for the planted kind of fault alone; faults that the data hold already count as clean in "
+    "it, and push the planted ones down."
 )
 
 
@@ -36,17 +37,22 @@ def write_suspects(path: Path, table: Mapping[str, Any]) -> None:
 
 def summary(results: Mapping[str, Any], top: int = 10) -> str:
     """Return the head of the list and what is known of its quality, as plain text."""
-    lines = [f"{results['dataset']}: {results['n']} documents, ranked by {results['ranked_by']}"]
+    head = f"{results['dataset']}: {results['n']} documents, ranked by {results['ranked_by']}"
+    lines = [f"{head}; near: the documents most like it, by what the last layer sees"]
+    single = sum(not name.startswith("fused") for name in results["told"])
     for row in results["suspects"][:top]:
-        said = f"{row['rank']:>4}. document {row['id']}: {_told(row)}, in the top of {row['agree']} detectors"
+        said = (
+            f"{row['rank']:>4}. document {row['id']}: {_told(row)}, in the top of {row['agree']} of {single} detectors"
+        )
         lines.append(f"{said}; near {', '.join(map(str, row['near']))}")
-    return "\n".join([*lines, *found(results)])
+    return "\n".join([*lines, *results["notes"], *found(results)])
 
 
 def _told(row: Mapping[str, Any]) -> str:
     if "text" in row:
         return repr(row["text"][:_QUOTED])
-    return f"label {row['label']}, predicted {row['prediction']}"
+    named = f"{row['file']}, " if "file" in row else ""
+    return f"{named}label {row['label']}, predicted {row['prediction']}"
 
 
 def write_report(

@@ -35,6 +35,7 @@ CONTENTS = (
     "sweep.json",
     "table.csv",
 )
+_FIRST = {"config.yaml", "environment.json"}  # what stands there before a run has made anything
 _HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")  # as storage.atomic_path names it
 
 
@@ -87,6 +88,8 @@ def _swept(folder: Path) -> None:
 def _settle(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:
     present = [name for name in CONTENTS if (folder / name).exists()]
     stored = folder / "config.yaml"
+    if stored.exists() and set(present) <= _FIRST:  # it ended before anything was made
+        present = []
     if present and overwrite and not stored.exists():
         raise InfuserError(
             "the output folder holds files of these names, but no run",

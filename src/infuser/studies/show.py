@@ -10,6 +10,30 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+def kind_of(results: Mapping[str, Any]) -> str:
+    """Return what results.json is about."""
+    if "suspects" in results:
+        return "an audit"
+    if "removal" in results:
+        return "a benchmark of detectors"
+    return "edits of texts" if "mode" in results or "alphabets" in results else "edits of images"
+
+
+def shown(results: Mapping[str, Any]) -> str:
+    """Return what results.json of any study says, as its command printed it."""
+    match kind_of(results):
+        case "an audit":
+            from infuser.studies import audit_report
+
+            return audit_report.summary(results)
+        case "a benchmark of detectors":
+            from infuser.studies import detection_benchmark
+
+            return detection_benchmark.table(results)
+        case _:
+            return summary(results)
+
+
 def summary(results: Mapping[str, Any]) -> str:
     """Return what results.json says: arms and effects of every regime, with n, seeds and intervals."""
     from rich.console import Console

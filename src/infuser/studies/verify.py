@@ -22,6 +22,7 @@ from infuser.storage import plain, read_json
 from infuser.studies.experiment import keyed_jobs
 from infuser.studies.parts import Part, stored
 from infuser.studies.results import all_effects, pooled_trials, write_trials
+from infuser.studies.show import kind_of
 from infuser.studies.study import Experiment, Start, Victim, builder_of, choose_probes
 from infuser.studies.sweep_table import sweep_table
 from infuser.types import Trials
@@ -123,6 +124,10 @@ def stored_settings(folder: Path) -> Experiment:
     """
     if not (folder / "config.yaml").exists():
         raise InfuserError("this is not a run folder", got=str(folder), remedy="make one with `infuser run`")
+    results = folder / "results.json"
+    held = kind_of(read_json(results)) if results.exists() else "edits of images"
+    if held != "edits of images":
+        raise InfuserError(f"{folder.name} holds {held}", expected="a run of `infuser run` on images")
     try:
         return parse(Experiment, read_yaml(folder / "config.yaml"))
     except InfuserError as error:
