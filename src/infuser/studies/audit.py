@@ -39,7 +39,7 @@ from infuser.studies.worlds import Stories, TextPoison
 from infuser.training import train, without_traces
 from infuser.types import Array, Edit, Recipe, Suspicion
 
-SCHEMA = 1
+SCHEMA = 2  # of results and parts
 DEPTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the list that recall is stated at
 _NOT_LISTED = ("random",)
 _AGREED = 10  # documents at the least that are a detector's top
@@ -195,7 +195,8 @@ def run_audit(
         material = prepare(settings, allow_code=allow_code)
         data = material.data
         jobs = ["audit", *(["planted"] if settings.plant else [])]
-        base = {**determinants(settings, made_with), "data": data.content_hash, **material.determinants}
+        base = {**determinants(settings, made_with), "data": data.content_hash, "schema": SCHEMA}
+        base |= material.determinants
         keys = {name: key_of({**base, "job": name}) for name in jobs}
         parts = completed(
             folder, data, {name: name for name in jobs}, keys, Local(), partial(audit_job, settings, material)
