@@ -10,6 +10,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -366,9 +367,9 @@ PLACES: Mapping[str, Callable[[], str]] = {
     "recall-mnist": lambda: consistency("recall"),
     "jaccard-mnist": lambda: consistency("jaccard 0.2"),
     "audit-mnist": audit,
-    "detection-digits": lambda: detection("digits"),
+    **{f"detection-{name}": partial(detection, name) for name in ("digits", "mnist", "cifar10")},
+    **{f"removal-{name}": partial(removal, name) for name in ("digits", "mnist", "cifar10")},
     "over-loss": over_loss,
-    "removal-digits": lambda: removal("digits"),
     "stories": stories,
     "caesar": caesar,
     "attribution-cost": lambda: cost("attribution_cost"),
