@@ -58,7 +58,7 @@ def _limit(results: Mapping[str, Any]) -> str:
 
 
 def _arms(regime: str, block: Mapping[str, Any]) -> Table:
-    columns = ("arm", "log-odds", "p (mean)", "p (median)", "raised", "flips", "test accuracy", "n")
+    columns = ("arm", "log-odds", "prob (mean)", "prob (median)", "raised", "flips", "test accuracy", "n")
     table = _table(f"{regime}: change against clean", columns, ("arm",))
     for name, arm in block["arms"].items():
         flips = f"{arm['flips']}/{arm['n_nontrivial']}"
@@ -68,7 +68,7 @@ def _arms(regime: str, block: Mapping[str, Any]) -> Table:
 
 
 def _effects(regime: str, block: Mapping[str, Any]) -> Table:
-    columns = ("arm", "control", "mean", "95 % interval", "p", "probes", "seeds")
+    columns = ("arm", "control", "mean", "95 % interval", "p-value", "probes", "seeds")
     table = _table(f"{regime}: effects in {block['unit']}, paired by probe and seed", columns, ("arm", "control"))
     for effect in block["effects"]:
         ci = "-" if effect["ci95"] is None else f"[{effect['ci95'][0]:+.3f}, {effect['ci95'][1]:+.3f}]"
