@@ -87,9 +87,6 @@ def our_calls(run, data):
     calls = {
         "fit, every document and position": whole,
         "fit, every document, 16 positions": partial(whole, positions=16),
-        "fit, every document, covariances of a quarter, 16 positions": partial(
-            whole, positions=16, covariance_documents=len(data) // 4
-        ),
         "fit, a quarter of the documents, 16 positions": partial(whole, documents=len(data) // 4, positions=16),
     }
     for q in (1, 2, 64, 1000):

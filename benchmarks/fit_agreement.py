@@ -28,9 +28,6 @@ def samples(n: int) -> dict[str, dict[str, int | None]]:
     found: dict[str, dict[str, int | None]] = {REFERENCE: {}, "the same, other labels": {"seed": 1}}
     for positions in (4, 16, 64):
         found[f"every document, {positions} positions"] = {"positions": positions}
-    for count in (n // 4, n // 16):
-        name = f"every document, covariances of {count}, 16 positions"
-        found[name] = {"positions": 16, "covariance_documents": count}
     for count in (n // 2, n // 4, n // 8, n // 16, n // 32):
         for positions in (None, 16):
             name = f"{count} documents, " + ("every position" if positions is None else f"{positions} positions")

@@ -299,27 +299,6 @@ def test_sharded_sums_are_the_local_ones_and_one_shard_is_the_local_fit(fit):
     assert fit(run, data[data.ids[:-1]], batch_size=4).blocks[0].eigenvalues.ne(local.blocks[0].eigenvalues).any()
 
 
-def test_covariances_of_some_documents_leave_eigenvalues_of_all():
-    run, data = case("mlp", n=12)
-    part = data[data.ids[[0, 6, 11]]]
-    full = fit_ekfac(run, data, documents=None, positions=None)
-    some = fit_ekfac(run, data, documents=None, positions=None, covariance_documents=3)
-    of_part = Run.from_weights(run.builder, run.checkpoints[-1].weights, part)
-    alone = fit_ekfac(of_part, part, documents=None, positions=None)
-    assert (full.origin.covariance_documents, some.origin.covariance_documents) == (None, 3)
-    for whole, mixed, few in zip(full.blocks, some.blocks, alone.blocks, strict=True):
-        torch.testing.assert_close(mixed.left, few.left)
-        torch.testing.assert_close(mixed.right, few.right)
-        # Of another orthogonal basis the trace of the Fisher is the same, its entries are not.
-        torch.testing.assert_close(mixed.eigenvalues.sum(), whole.eigenvalues.sum(), rtol=1e-4, atol=0)
-        assert not torch.allclose(mixed.eigenvalues, whole.eigenvalues, rtol=0.05)
-        assert not torch.allclose(few.eigenvalues.sum(), whole.eigenvalues.sum(), rtol=0.01)
-    same = fit_ekfac(run, data, documents=None, positions=None, covariance_documents=len(data))
-    assert all(torch.equal(a.eigenvalues, b.eigenvalues) for a, b in zip(same.blocks, full.blocks, strict=True))
-    with pytest.raises(InfuserError, match="covariance_documents is out of range"):
-        fit_ekfac(run, data, covariance_documents=0)
-
-
 def test_a_sample_of_documents_is_counted():
     run, data = case("mlp", n=12)
     fitted = fit_ekfac(run, data, documents=5, seed=2)

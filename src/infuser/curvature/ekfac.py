@@ -6,7 +6,6 @@ Grosse et al., Studying large language model generalization with influence funct
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -44,7 +43,6 @@ def fit_ekfac(
     documents: int | None = DOCUMENTS,
     batch_size: int = 64,
     positions: int | None = POSITIONS,
-    covariance_documents: int | None = None,
     executor: Executor | None = None,
     shards: int = 1,
 ) -> KroneckerEigen:
@@ -61,9 +59,6 @@ def fit_ekfac(
         documents: at most so many, drawn without replacement; None for all.
         batch_size: documents a forward pass; changes nothing beyond rounding.
         positions: at most so many of a convolution's positions per document in A; lambda uses all. None for all.
-        covariance_documents: at most so many of the documents, evenly spaced, make A and S; lambda uses all that are
-            read. None for all. Eigenvectors need fewer documents than eigenvalues, of which there are as many as
-            parameters.
         executor: where the shards are read.
         shards: parts that the documents are cut into; their sums add up.
 
@@ -72,22 +67,12 @@ def fit_ekfac(
     """
     how, chosen, layers = prepare(run, data, Pass(labels, seed, batch_size, positions), documents)
     mapped = executor or Local()
-    few = chosen
-    if covariance_documents is not None and covariance_documents < len(chosen):
-        if covariance_documents < 1:
-            fact = "covariance_documents is out of range"
-            raise InfuserError(fact, got=covariance_documents, expected="at least 1")
-        few = chosen[np.linspace(0, len(chosen) - 1, covariance_documents).round().astype(int)]
-    first = reduce_covariances(mapped.map(partial(covariances, run, data, how), _cut(few, shards)))
+    parts = np.array_split(chosen, max(1, min(shards, len(chosen))))
+    first = reduce_covariances(mapped.map(partial(covariances, run, data, how), parts))
     blocks = kronecker_blocks(layers, first, trainable(run.model()))
-    second = reduce_squares(mapped.map(partial(squares, run, data, how, blocks), _cut(chosen, shards)))
+    second = reduce_squares(mapped.map(partial(squares, run, data, how, blocks), parts))
     fitted = tuple(block.with_eigenvalues(second.mean(block.layer)) for block in blocks)
-    origin = origin_of("ekfac", run, data, how, len(chosen))
-    return KroneckerEigen(fitted, replace(origin, covariance_documents=len(few) if len(few) < len(chosen) else None))
-
-
-def _cut(positions: Array, shards: int) -> list[Array]:
-    return np.array_split(positions, max(1, min(shards, len(positions))))
+    return KroneckerEigen(fitted, origin_of("ekfac", run, data, how, len(chosen)))
 
 
 def prepare(run: Run, data: Dataset, how: Pass, documents: int | None) -> tuple[Pass, Array, tuple[Layer, ...]]:

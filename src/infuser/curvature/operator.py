@@ -34,7 +34,6 @@ class Origin:
         seed: of the labels and of the sample of documents.
         documents: how many were used.
         positions: at most so many of a convolution's positions per document in A; None for all.
-        covariance_documents: how many of them made the eigenvectors; None for all.
     """
 
     method: str
@@ -44,7 +43,6 @@ class Origin:
     seed: int
     documents: int
     positions: int | None = None
-    covariance_documents: int | None = None
 
     def __str__(self) -> str:
         return f"{self.method} of {self.documents} documents, {self.labels} labels, seed {self.seed}"
@@ -240,7 +238,7 @@ def load_curvature(folder: str | os.PathLike[str], run: Run, data: Dataset, **ex
     if [list(layer.names) for layer in layers] != manifest["layers"]:
         got = listed([layer.names[0] for layer in layers])
         raise InfuserError("the model's layers are not those of the curvature", got=got, expected=manifest["layers"])
-    origin = Origin(**{key: manifest[key] for key in Origin.__dataclass_fields__ if key in manifest})
+    origin = Origin(**{key: manifest[key] for key in Origin.__dataclass_fields__})
     blocks = []
     for layer in layers:
         left, right, values = (tensors.get(f"{part}|{layer.names[0]}") for part in ("left", "right", "eigenvalues"))
