@@ -24,8 +24,9 @@ from torch import nn
 
 from infuser.models import simple_cnn
 from infuser.storage import read_json, write_json
-from infuser.studies.audit import Audit, run_audit
+from infuser.studies.audit import run_audit
 from infuser.studies.audit_report import found
+from infuser.studies.audit_settings import Audit
 from infuser.studies.detection_benchmark import DetectionBenchmark, estimated, run_detection_benchmark, summarise
 from infuser.studies.poisons import Poison
 from infuser.studies.stories import Stories

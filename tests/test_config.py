@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 import infuser.models
 from infuser.config import dump, merge, override, parse, read_yaml, resolve
 from infuser.errors import InfuserError
+from infuser.studies.audit_settings import audit_settings
+from infuser.studies.detection_benchmark import benchmark_settings
 from infuser.studies.presets import PRESETS, commented, settings_of
 from infuser.studies.study import Experiment, Victim
 from infuser.types import Recipe
@@ -34,9 +38,43 @@ def test_nested_settings_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_commented_configuration_is_the_preset_and_explains_every_setting(name: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(commented(name))
+    text, command = commented(name)
+    path.write_text(text)
+    assert command == "run"
     assert settings_of(str(path)) == settings_of(name)
-    lines = path.read_text().splitlines()
+    _every_setting_is_explained(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "what", "changes", "command"),
+    [
+        ("audit", audit_settings, "folder:PATH", [], "audit"),
+        ("audit-texts", audit_settings, "text:PATH", ["model=PATH"], "audit"),
+        ("detection", benchmark_settings, "digits", [], "benchmark detection"),
+    ],
+)
+def test_audits_and_benchmarks_can_be_written_down_too(
+    name: str, read: Callable[..., Any], what: str, changes: list[str], command: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    text, takes = commented(name)
+    path.write_text(text)
+    assert takes == command
+    assert f"infuser {command} " in text
+    assert read(str(path)) == read(what, changes)
+    _every_setting_is_explained(text)
+    path.write_text(text.replace("effort:", "efort:"))
+    with pytest.raises(InfuserError, match="did you mean effort"):
+        read(str(path))
+
+
+def test_an_unknown_start_is_an_error() -> None:
+    with pytest.raises(InfuserError, match=r"to start from.*audit-texts"):
+        commented("audits")
+
+
+def _every_setting_is_explained(text: str) -> None:
+    lines = text.splitlines()
     top_level = [i for i, line in enumerate(lines) if line and line[0].isalpha()]
     assert top_level
     assert all(lines[i - 1].startswith("# ") for i in top_level)

@@ -14,7 +14,7 @@ import yaml
 import infuser
 from infuser.cli import app
 from infuser.config import override, parse
-from infuser.studies.audit import audit_settings
+from infuser.studies.audit_settings import audit_settings
 from infuser.studies.study import Experiment
 from infuser.studies.sweep import read_sweep
 

@@ -25,7 +25,7 @@ from infuser.types import Edit, Trials
 from tests.data.files import damaged
 
 DATA = Dataset.from_arrays(np.full((4, 1, 3, 3), 100, np.uint8), np.array([0, 1, 0, 1]))
-CONFIG = "\n".join(line for line in commented("digits").splitlines() if not line.startswith("#")).encode()
+CONFIG = "\n".join(line for line in commented("digits")[0].splitlines() if not line.startswith("#")).encode()
 SWEEP = b"like: digits\nk: 3\nrecipe: {epochs: 2, lr: 0.1}\ngrid:\n  radius: [4, 8]\nlist:\n- {k: 3}\n- {k: 4}\n"
 
 

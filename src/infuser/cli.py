@@ -191,7 +191,7 @@ def report(
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the configuration.")] = Path("infuser.yaml"),
-    like: Annotated[str, typer.Option("--like", help="The preset to start from.")] = "digits",
+    like: Annotated[str, typer.Option("--like", help="A preset, or audit, audit-texts, detection.")] = "digits",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a commented configuration with every setting and its default."""
@@ -201,8 +201,9 @@ def init(
 
         if path.exists() and not overwrite:
             raise InfuserError(f"{path} exists", remedy="pass --overwrite, or another path")
-        write_text(path, commented(like))
-        typer.echo(f"Wrote {path}. Run it with: infuser run {path}")
+        text, command = commented(like)
+        write_text(path, text)
+        typer.echo(f"Wrote {path}. Run it with: infuser {command} {path}")
 
 
 @app.command()
@@ -264,14 +265,14 @@ def retrain(
 @app.command()
 def audit(
     what: Annotated[
-        str, typer.Argument(help="The training set: digits, mnist, folder:PATH, parquet:PATH, text:PATH, ...")
+        str, typer.Argument(help="The training set: digits, folder:PATH, parquet:PATH, text:PATH, ...; or a YAML file.")
     ],
     data: Data = None,
     out: Out = None,
     settings: Settings = None,
     plant: Annotated[
-        float, typer.Option("--plant", help="Share of faults to plant in a second run, for recall.")
-    ] = 0.0,
+        float | None, typer.Option("--plant", help="Share of faults to plant in a second run, for recall.")
+    ] = None,
     export: Annotated[str, typer.Option("--export", help="clean: write the data without the suspects.")] = "none",
     remove: Annotated[str, typer.Option("--remove", help="Ids that --export leaves out; else the list's head.")] = "",
     resume: Resume = False,
@@ -279,10 +280,11 @@ def audit(
     allow_code: AllowCode = False,
 ) -> None:
     """Rank a training set by suspicion, and say how good the ranking is at finding planted faults."""
-    folder = out or Path("runs") / f"audit-{what.partition(':')[0]}"
+    folder = out or Path("runs") / f"audit-{_short(what)}"
     with _said(f"infuser audit {what} --out {folder} --resume (with the same settings)"):
-        from infuser.studies.audit import audit_settings, exported, run_audit
+        from infuser.studies.audit import run_audit
         from infuser.studies.audit_report import summary
+        from infuser.studies.audit_settings import audit_settings, exported
 
         chosen = audit_settings(what, settings or [], data, plant)
         flags: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "allow_code": allow_code}
@@ -295,7 +297,9 @@ def audit(
 
 @benchmark.command()
 def detection(
-    what: Annotated[str, typer.Argument(help="The training set: digits, mnist, cifar10, stories, ...")] = "digits",
+    what: Annotated[
+        str, typer.Argument(help="The training set: digits, mnist, cifar10, stories, ...; or a YAML file.")
+    ] = "digits",
     data: Data = None,
     out: Out = None,
     settings: Settings = None,
@@ -304,7 +308,7 @@ def detection(
     allow_code: AllowCode = False,
 ) -> None:
     """Try every detector on every attack: recall, lift over the clean data, and what removal undoes."""
-    folder = out or Path("runs") / f"detection-{what.partition(':')[0]}"
+    folder = out or Path("runs") / f"detection-{_short(what)}"
     with _said(f"infuser benchmark detection {what} --out {folder} --resume (with the same settings)"):
         from infuser.studies.detection_benchmark import benchmark_settings, run_detection_benchmark, table
 
@@ -312,6 +316,11 @@ def detection(
         flags: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "allow_code": allow_code}
         typer.echo(table(run_detection_benchmark(chosen, folder, **flags)))
         typer.echo(f"Report: {folder / 'report.html'}")
+
+
+def _short(what: str) -> str:
+    """Return a name for the folder of what is known by a source or a YAML file."""
+    return Path(what.partition(":")[0]).stem
 
 
 def _row(ids: Any) -> str:

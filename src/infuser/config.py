@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import re
 import sys
 import types
 import typing
@@ -49,6 +50,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def is_yaml(what: str) -> bool:
+    """Return whether a word of the command line is the path of a configuration."""
+    return Path(what).suffix in (".yaml", ".yml")
+
+
+def of_data(what: str) -> dict[str, Any]:
+    """Return the settings that a YAML file holds, or that the name of a data set stands for."""
+    return read_yaml(what) if is_yaml(what) else {"data": what}
+
+
 def parse(cls: type[C], values: Mapping[str, Any]) -> C:
     """Return the dataclass `cls` built of nested mappings.
 
@@ -67,6 +78,30 @@ def dump(value: Any) -> str:
     """Return a dataclass as YAML that `parse` reads back."""
     plain = TypeAdapter(type(value)).dump_python(value, mode="json")
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def commented(value: Any, command: str, first: Sequence[str] = ()) -> str:
+    """Return a dataclass as YAML, each setting under the comment that documents it: its line of the docstring.
+
+    Args:
+        value: the settings.
+        command: of infuser, that takes the file.
+        first: lines that stand before them.
+    """
+    lines = [f"# A configuration of infuser; every setting is shown. Run it with: infuser {command} THIS-FILE", *first]
+    notes = _notes(type(value))
+    for line in dump(value).splitlines():
+        key = line.split(":")[0]
+        if key in notes:
+            lines += ["", f"# {notes[key]}"]
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _notes(cls: type) -> dict[str, str]:
+    """Return the Attributes section of a docstring: field -> sentence. So no field is described twice."""
+    section = (cls.__doc__ or "").partition("Attributes:")[2]
+    return {name: " ".join(text.split()) for name, text in re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", section, re.M)}
 
 
 def canonical(value: C) -> C:

@@ -410,7 +410,9 @@ def test_audits_are_compared_by_their_recall() -> None:
         "recall": {"kind": "label_flips", "reason": None, "rows": [
             {"detector": "loss", "depth": 0.1, "value": 0.8, "ci95": [0.6, 0.9], "n": 20, "seeds": [0]}]},
     }  # fmt: skip
-    found = sections(rep.compare_results({"a": audit, "b": audit | {"model": "mlp"}}))
+    compared = rep.compare_results({"a": audit, "b": audit | {"model": "mlp"}})
+    assert compared[0].found[1].startswith("b: Of 20 planted label flips, loss has 80 % [60, 90]")
+    found = sections(compared)
     tables = [block for block in found[0].blocks if isinstance(block, Table)]
     assert tables[0].columns == ("run", "model")
     assert [cell.text for cell in tables[1].rows[0]][1:] == ["0.80 [0.60, 0.90]"] * 2

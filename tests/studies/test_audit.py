@@ -16,8 +16,9 @@ from infuser.data import digits, folder, load
 from infuser.errors import InfuserError
 from infuser.perturbation.export import write_images
 from infuser.storage import read_json
-from infuser.studies.audit import DEPTHS, Audit, audit_settings, exported, precisions, prepare, run_audit
+from infuser.studies.audit import DEPTHS, precisions, prepare, run_audit
 from infuser.studies.audit_report import summary
+from infuser.studies.audit_settings import Audit, audit_settings, exported
 from infuser.studies.suspects import Effort
 from infuser.training import train
 from infuser.types import Recipe
@@ -135,6 +136,7 @@ def test_precision_is_bounded_by_trusted_documents() -> None:
 def test_settings_come_from_the_command_line_and_are_checked() -> None:
     made = audit_settings("digits", ["recipe.epochs=3", "depth=0.05"], plant=0.01)
     assert (made.recipe.epochs, made.recipe.lr, made.depth, made.plant) == (3, 0.05, 0.05, 0.01)
+    assert audit_settings("digits").plant == 0
     with pytest.raises(InfuserError, match="unknown setting"):
         audit_settings("digits", ["dept=0.05"])
     with pytest.raises(InfuserError, match="needs the label"):
@@ -198,7 +200,11 @@ def test_the_command_goes_on_with_a_finished_audit(audited: tuple[Path, dict[str
     }
     values |= {"effort": "{recorded: 20, partners: 8}", "recipe.epochs": "5"}
     settings = [f"--set={key}={value}" for key, value in values.items()]
-    done = CliRunner().invoke(app, ["audit", "digits", "--out", str(tmp_path / "x"), "--export", "clean", *settings])
+    written = tmp_path / "mine.yaml"
+    assert CliRunner().invoke(app, ["init", str(written), "--like", "audit"]).exit_code == 0
+    written.write_text(written.read_text().replace("folder:PATH", "digits"))
+    told = ["audit", str(written), "--out", str(tmp_path / "x"), "--export", "clean"]
+    done = CliRunner().invoke(app, [*told, *settings])
     assert done.exit_code == 0, done.output
     assert "Recall is unknown: nothing was planted" in done.output
     assert len(list((tmp_path / "x" / "clean-data").glob("*/*.png"))) == len(TRAIN) - 3

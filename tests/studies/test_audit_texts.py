@@ -19,9 +19,10 @@ from infuser.cli import app
 from infuser.data import texts
 from infuser.data.text import PAD, read_separated
 from infuser.errors import InfuserError
-from infuser.studies.audit import Audit, audit_settings, prepare, run_audit
+from infuser.studies.audit import prepare, run_audit
 from infuser.studies.audit_material import Texts
 from infuser.studies.audit_report import summary
+from infuser.studies.audit_settings import Audit, audit_settings
 from infuser.training import train
 
 pytest.importorskip("transformers")

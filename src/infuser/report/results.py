@@ -57,7 +57,8 @@ def compare_results(
         ComparedRun(name, flat[name] if alike else said.settings, said.regimes, said.metrics)
         for name, said in readings.items()
     )
-    return (Summary(f"How do {len(compared)} runs compare?", tuple(map(_said, compared))), *compared)
+    found = tuple(f"{name}: {_said(said)}" for name, said in readings.items())
+    return (Summary(f"How do {len(compared)} runs compare?", found), *compared)
 
 
 def _read(results: Results) -> Reading:
@@ -71,12 +72,15 @@ def _read(results: Results) -> Reading:
     )
 
 
-def _said(run: ComparedRun) -> str:
+def _said(run: Reading) -> str:
+    """Return the effect of the edit, or what was found where nothing is retrained by design."""
+    if not run.regimes:
+        return " ".join(run.summary.found)
     for regime in run.regimes:
         main = main_effect(regime)
         if main is not None:
-            return f"{run.name}: {sentence(main, regime.name)}"
-    return f"{run.name}: no edit was retrained."
+            return sentence(main, regime.name)
+    return "no edit was retrained."
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float | str | None]:

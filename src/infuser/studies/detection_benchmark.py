@@ -21,7 +21,7 @@ import numpy as np
 import infuser.models
 from infuser import detection
 from infuser.checkpoints import Run
-from infuser.config import dump, override, parse, resolve
+from infuser.config import dump, merge, of_data, override, parse, resolve
 from infuser.data.dataset import Dataset
 from infuser.data.source import load
 from infuser.errors import InfuserError, listed
@@ -133,16 +133,22 @@ def benchmark_settings(
 ) -> DetectionBenchmark:
     """Return the settings of a benchmark on the data that `what` names, with "key=value" settings laid on top.
 
+    Args:
+        what: the data, or the path of a YAML file.
+        settings: changes.
+        data_folder: where the files of a named data set lie.
+
     Raises:
         InfuserError: an unknown setting, or a wrong value.
     """
-    base: dict[str, Any] = {"data": what, "recipe": asdict(DetectionBenchmark().recipe)}
-    if what == "stories":
-        told = stories.Stories()
-        base |= {"model": told.model, "recipe": asdict(told.recipe), "limit": STORIES}
+    told = of_data(what)
+    base: dict[str, Any] = {"recipe": asdict(DetectionBenchmark().recipe)}
+    if told.get("data") == "stories":
+        of_stories = stories.Stories()
+        base = {"model": of_stories.model, "recipe": asdict(of_stories.recipe), "limit": STORIES}
     if data_folder is not None:
-        base["data_folder"] = str(data_folder)
-    return parse(DetectionBenchmark, override(base, settings))
+        told = merge(told, {"data_folder": str(data_folder)})
+    return parse(DetectionBenchmark, override(merge(base, told), settings))
 
 
 def run_detection_benchmark(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from infuser.config import dump, merge, override, parse, read_yaml
+from infuser import config
+from infuser.config import is_yaml, merge, override, parse, read_yaml
 from infuser.errors import InfuserError
+from infuser.studies.audit_settings import audit_settings
 from infuser.studies.caesar import Caesar, run_caesar
+from infuser.studies.detection_benchmark import benchmark_settings
 from infuser.studies.experiment import run_experiment
 from infuser.studies.stories import Stories, run_stories
 from infuser.studies.study import Experiment
@@ -61,7 +63,7 @@ def values_of(what: str) -> dict[str, Any]:
     """Return what a preset or a YAML file says, before defaults are filled in."""
     if what in PRESETS:
         return dict(PRESETS[what])
-    if Path(what).suffix in (".yaml", ".yml"):
+    if is_yaml(what):
         return read_yaml(what)
     expected = f"{', '.join(PRESETS)}, or the path of a .yaml file"
     raise InfuserError("there is nothing of this name to run", got=what, expected=expected)
@@ -94,22 +96,30 @@ def run_study(
     return run_experiment(settings, out, resume=resume, overwrite=overwrite, allow_code=allow_code)
 
 
-def commented(like: str) -> str:
-    """Return the configuration of a preset as YAML, each setting under the comment that documents it."""
-    chosen = settings_of(like)
-    study = next(name for name, cls in STUDIES.items() if cls is type(chosen))
-    lines = ["# A configuration of infuser; every setting is shown. Run it with: infuser run THIS-FILE"]
-    lines += ["", "# images, caesar or stories.", f"study: {study}"]
-    notes = _notes(type(chosen))
-    for line in dump(chosen).splitlines():
-        key = line.split(":")[0]
-        if key in notes:
-            lines += ["", f"# {notes[key]}"]
-        lines.append(line)
-    return "\n".join(lines) + "\n"
+# What else `infuser init` can start from: the command that takes the file, and its settings.
+_OTHERS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "audit": ("audit", lambda: audit_settings("folder:PATH")),
+    "audit-texts": ("audit", lambda: audit_settings("text:PATH", ["model=PATH"])),
+    "detection": ("benchmark detection", lambda: benchmark_settings("digits")),
+}
 
 
-def _notes(cls: type) -> dict[str, str]:
-    """Return the Attributes section of a docstring: field -> sentence. So no field is described twice."""
-    section = (cls.__doc__ or "").partition("Attributes:")[2]
-    return {name: " ".join(text.split()) for name, text in re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", section, re.M)}
+def commented(like: str) -> tuple[str, str]:
+    """Return a configuration to start from as YAML, each setting explained, and the command that takes it.
+
+    Args:
+        like: a preset, audit, audit-texts or detection.
+
+    Raises:
+        InfuserError: another name.
+    """
+    if like in _OTHERS:
+        command, chosen = _OTHERS[like]
+        return config.commented(chosen(), command), command
+    if like not in PRESETS:
+        raise InfuserError(
+            "there is nothing of this name to start from", got=like, expected=", ".join([*PRESETS, *_OTHERS])
+        )
+    settings = settings_of(like)
+    study = next(name for name, cls in STUDIES.items() if cls is type(settings))
+    return config.commented(settings, "run", ["", "# images, caesar or stories.", f"study: {study}"]), "run"
