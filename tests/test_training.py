@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import infuser as inf
-from infuser.checkpoints import load_run
+from infuser.checkpoints import Checkpoint, load_run
 from infuser.data import Dataset
 from infuser.errors import InfuserError
 from infuser.training import epoch_order, scheduled, train, without_traces
@@ -463,3 +463,59 @@ def test_a_damaged_run_is_not_mended_by_whoever_only_reads_it(tmp_path):
     damage(tmp_path / "epoch-0002", "cut weights")
     with pytest.raises(InfuserError, match="missing or damaged"):
         load_run(noisy, images(), MOMENTUM, tmp_path)
+
+
+@pytest.mark.parametrize(("schedule", "last"), [("linear", 0.25), ("cosine", (1 + math.cos(0.75 * math.pi)) / 2)])
+def test_fewer_documents_go_on_at_the_same_place_in_the_schedule(schedule, last):
+    recipe = inf.Recipe(epochs=4, batch_size=5, lr=1e-6, schedule=schedule)
+    many = images(20)
+    start = train(noisy, many, recipe).at(3)
+    rates, steps = [], []
+    few = many[many.ids[:5]]
+    run = train(noisy, few, recipe, start=start, observers=[Recorder(lambda moment: rates.append(moment.lr))])
+    assert rates == pytest.approx([1e-6 * last])
+    assert [(c.epoch, c.step) for c in run.checkpoints] == [(3, 3), (4, 4)]
+    train(noisy, many, recipe, start=start, observers=[Recorder(lambda moment: steps.append(moment.step))])
+    assert steps == [12, 13, 14, 15]
+
+
+def test_going_on_keeps_to_the_recipe_and_not_to_the_checkpoints_options():
+    plain = inf.Recipe(epochs=2, batch_size=5, lr=0.05)
+    data = images()
+    start = train(noisy, data, plain).checkpoints[-1]
+    heavy = plain.with_(epochs=3, momentum=0.9, weight_decay=1.0)
+    got = train(noisy, data, heavy, start=start).checkpoints[-1].weights
+    # SGD holds no state of its own, so that the weights alone are the same start.
+    bare = Checkpoint(start.epoch, start.step, start.weights)
+    expected = train(noisy, data, heavy, start=bare).checkpoints[-1].weights
+    assert all(torch.equal(got[name], expected[name]) for name in got)
+    other = train(noisy, data, plain.with_(epochs=3), start=start).checkpoints[-1].weights
+    assert not torch.equal(got["5.weight"], other["5.weight"])
+
+
+def test_another_optimiser_than_the_checkpoints_is_refused():
+    start = train(noisy, images(), MOMENTUM.with_(epochs=1)).checkpoints[-1]
+    with pytest.raises(InfuserError, match="optimiser is not the recipe's"):
+        train(noisy, images(), ADAMW, start=start)
+
+
+def with_rate(p):
+    def builder(shape, n_outputs):
+        return nn.Sequential(nn.Flatten(), nn.Dropout(p), nn.Linear(36, n_outputs))
+
+    return builder
+
+
+def frozen_bias(shape, n_outputs):
+    model = with_rate(0.0)(shape, n_outputs)
+    model[2].bias.requires_grad_(False)
+    return model
+
+
+def test_a_folder_of_a_model_that_differs_in_training_alone_is_refused(tmp_path):
+    recipe = inf.Recipe(epochs=1, batch_size=5)
+    train(with_rate(0.0), images(), recipe, folder=tmp_path)
+    assert train(with_rate(0.0), images(), recipe, folder=tmp_path).checkpoints
+    for other in (with_rate(0.9), frozen_bias):
+        with pytest.raises(InfuserError, match="those of another model"):
+            train(other, images(), recipe, folder=tmp_path)

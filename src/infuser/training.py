@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from copy import deepcopy
@@ -20,6 +23,7 @@ from infuser.checkpoints import Checkpoint, Run, build, load_run, load_weights, 
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.executors import torch_threads
+from infuser.params import trainable
 from infuser.progress import track
 from infuser.storage import read_json, write_json
 from infuser.tasks import Task, task_of
@@ -148,27 +152,28 @@ def train(
             )
         kept = kept[: recipe.epochs + 1]
     model = build(builder, data.input_shape, data.n_outputs, recipe.seed).to(device)
-    initial = _initial_outputs(model, data)
+    initial = first_outputs(model, data)
     if folder is not None:
-        _recognise(initial, Path(folder))
+        _recognise(initial, described(model), Path(folder))
     begin = kept[-1] if kept else start
     if begin is not None:
         load_weights(model, begin.weights)
     optimizer = _optimizer(model, recipe)
     if begin is not None and begin.optimizer:
-        # Copied: the optimiser would otherwise go on in the checkpoint's own tensors, and spoil it for the next run.
-        optimizer.load_state_dict(deepcopy(dict(begin.optimizer)))
+        _resume(optimizer, begin)
 
     def keep(epoch: int, step: int) -> None:
         kept.append(_snapshot(model, optimizer, epoch, step))
         if folder is not None:
             save_checkpoint(kept[-1], folder, recipe=asdict(recipe), data=data.content_hash)
 
+    per_epoch = steps_per_epoch(data, recipe)
     if not kept:
-        keep(begin.epoch if begin else 0, begin.step if begin else 0)
+        # In steps of these data: a checkpoint of more documents took more steps to the same place in the schedule.
+        keep(begin.epoch if begin else 0, begin.epoch * per_epoch if begin else 0)
     todo = range(kept[-1].epoch, recipe.epochs)
     # One bar for the whole run: each step takes one item.
-    bar = track(range(len(todo) * _steps_per_epoch(data, recipe)), f"training {len(todo)} epochs")
+    bar = track(range(len(todo) * per_epoch), f"training {len(todo)} epochs")
     with torch_threads(recipe.threads), closing(bar):
         for epoch in todo:
             step = _epoch(model, optimizer, data, recipe, kept[-1], observers, bar)
@@ -177,8 +182,12 @@ def train(
     return Run.of(builder, data, recipe, kept, traces, device)
 
 
-def _initial_outputs(model: nn.Module, data: Dataset) -> list[float]:
-    """Return what the initialisation makes of four documents, and say clearly if that is nothing to train on."""
+def first_outputs(model: nn.Module, data: Dataset) -> list[float]:
+    """Return what a model, put in eval mode, makes of four documents.
+
+    Raises:
+        InfuserError: it cannot read them, or its outputs are nothing to train on.
+    """
     batch = data.batch(np.arange(min(4, len(data))), str(next(model.parameters()).device))
     inputs = task_of(data).feed(batch.inputs)
     try:
@@ -206,22 +215,31 @@ def _initial_outputs(model: nn.Module, data: Dataset) -> list[float]:
     return cast("list[float]", outputs.flatten()[:64].tolist())
 
 
-def _recognise(outputs: list[float], folder: Path) -> None:
+def described(model: nn.Module) -> str:
+    """Return a digest of what a model prints and trains: dropout rates and frozen parameters, which weights hide."""
+    printed = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    return hashlib.sha256(json.dumps([printed, list(trainable(model))]).encode()).hexdigest()[:16]
+
+
+def _recognise(outputs: list[float], described: str, folder: Path) -> None:
     """Check that checkpoints in `folder` are those of this model: names and shapes cannot tell ReLU from Tanh.
 
-    A model is known by what its initialisation makes of four documents, to the precision that threads leave alone.
+    A model is known by what its initialisation makes of four documents, to the precision that threads leave alone, and
+    by its description.
     """
     path = folder / "model.json"
     if not path.exists():
-        write_json(path, {"initial_outputs": outputs})
+        write_json(path, {"initial_outputs": outputs, "described": described})
         return
-    stored = read_json(path).get("initial_outputs", [])
-    if len(stored) != len(outputs) or not np.allclose(stored, outputs, rtol=1e-3, atol=1e-4):
+    held = read_json(path)
+    stored = held.get("initial_outputs", [])
+    alike = len(stored) == len(outputs) and np.allclose(stored, outputs, rtol=1e-3, atol=1e-4)
+    if not alike or held.get("described", described) != described:
         raise InfuserError(
             "the checkpoints in this folder are those of another model",
-            got=f"initial outputs {listed([round(x, 4) for x in outputs], 4)}",
-            expected=listed([round(float(x), 4) for x in stored], 4),
-            causes=["the model's code or options were changed since"],
+            got=f"{described}, initial outputs {listed([round(x, 4) for x in outputs], 4)}",
+            expected=f"{held.get('described', '')}, {listed([round(float(x), 4) for x in stored], 4)}",
+            causes=["the model's code or options were changed since, or other parameters are frozen"],
             remedy="choose an empty folder, or start over (--overwrite)",
         )
 
@@ -239,7 +257,7 @@ def _epoch(
     task = task_of(data)
     device = str(next(model.parameters()).device)
     order = torch.from_numpy(epoch_order(data.ids, recipe, begin.epoch))
-    steps = _steps_per_epoch(data, recipe) * recipe.epochs
+    steps = steps_per_epoch(data, recipe) * recipe.epochs
     step = begin.step
     model.train()
     with torch.random.fork_rng(devices=[]):
@@ -282,7 +300,8 @@ def _batches(
             yield Batch(*parts[:4]), parts[4]
 
 
-def _steps_per_epoch(data: Dataset, recipe: Recipe) -> int:
+def steps_per_epoch(data: Dataset, recipe: Recipe) -> int:
+    """Return how many batches an epoch has; the last may be smaller."""
     return -(-len(data) // recipe.batch_size)
 
 
@@ -312,6 +331,26 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(params, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
     return torch.optim.AdamW(params, recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def _resume(optimizer: torch.optim.Optimizer, begin: Checkpoint) -> None:
+    """Put a checkpoint's moments in; what the recipe says of momentum and decay stays.
+
+    Raises:
+        InfuserError: they are those of another optimiser, or of other parameters.
+    """
+    fresh, stored = optimizer.state_dict(), dict(begin.optimizer)
+    [own], held = fresh["param_groups"], stored["param_groups"]
+    if len(held) != 1 or ("betas" in own) != ("betas" in held[0]) or len(own["params"]) != len(held[0]["params"]):
+        raise InfuserError(
+            "the checkpoint's optimiser is not the recipe's",
+            got=f"{len(held)} groups of {', '.join(key for key in held[0] if key != 'params')}",
+            expected=f"{type(optimizer).__name__} of {len(own['params'])} tensors",
+            causes=["the recipe names another optimizer than the run's", "other parameters are frozen"],
+            remedy="go on with the run's own optimizer, or start from the weights alone (Run.from_weights)",
+        )
+    # Copied: the optimiser would otherwise go on in the checkpoint's own tensors, and spoil it for the next run.
+    optimizer.load_state_dict({"state": deepcopy(stored["state"]), "param_groups": fresh["param_groups"]})
 
 
 def augmented(inputs: Tensor, recipe: Recipe) -> Tensor:

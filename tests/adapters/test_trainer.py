@@ -89,6 +89,14 @@ def test_methods_that_need_the_batch_are_refused() -> None:
     paper = inf.FInfluence(mode="paper")
     with pytest.raises(InfuserError, match="which documents are in a batch"):
         inf.adapters.trainer_callback(DATA, [paper.observer(DATA)])
+
+    class Own:
+        name = "ids"
+
+    with pytest.raises(InfuserError, match="needs_batch = False"):
+        inf.adapters.trainer_callback(DATA, [Own()])
+    Own.needs_batch = False
+    inf.adapters.trainer_callback(DATA, [Own(), inf.FInfluence().observer(DATA)])
     images = inf.Dataset.from_arrays(np.zeros((4, 2, 2), np.uint8), np.arange(4) % 2)
     with pytest.raises(InfuserError, match="language models"):
         inf.adapters.trainer_callback(images, [])

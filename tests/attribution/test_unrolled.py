@@ -203,3 +203,62 @@ def test_the_random_state_is_left_alone(small):
     assert torch.equal(before, torch.get_rng_state())
     torch.rand(3)
     np.testing.assert_array_equal(one, attribute(Unrolled(), run, data, probes).values)
+
+
+class WithIdle(nn.Module):
+    """The first parameter is in no gradient, the second in those of long batches alone."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.idle = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.rare = nn.Parameter(0.1 * torch.ones(outputs, dtype=torch.float64))
+        self.linear = nn.Linear(inputs, outputs).double()
+
+    def forward(self, x):
+        out = self.linear(x)
+        return out + self.rare if len(x) == 7 else out
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_parameters_without_a_gradient_are_left_alone_as_torch_leaves_them(small, recipe):
+    data, probes = small  # 20 documents: batches of 7, 7 and 6
+
+    def builder(input_shape, n_outputs):
+        return WithIdle(input_shape[0], n_outputs)
+
+    run = train(builder, data, recipe)
+    replay = Replay.of(run, data, recipe, run.at(1))
+    state = replay.start
+    for step in replay.steps:
+        state = replay.advance(state, step)
+    stored = run.checkpoints[-1].weights
+    for name, held in state.params.items():
+        torch.testing.assert_close(held, stored[name], rtol=1e-12, atol=1e-12)
+    assert torch.equal(stored["idle"], torch.ones(3, dtype=torch.float64))
+    scores = Unrolled("last_epoch").score(run, data, probes).values
+    h, i = 2.0**-12, 4  # weights are float32
+    moved = [data.with_weights([i], 1 + sign * h) for sign in (1, -1)]
+    ends = [value(builder, d, recipe, run.at(recipe.epochs - 1), probes) for d in moved]
+    np.testing.assert_allclose(scores[:, i], (ends[0] - ends[1]) / (2 * h), rtol=1e-5, atol=1e-9)
+
+
+def test_a_buffer_that_training_moves_without_a_known_derivative_is_refused():
+    rng = np.random.default_rng(0)
+    data = Dataset(rng.normal(size=(12, 2, 5)), rng.integers(0, 2, 12), "classification", 2)
+
+    def builder(input_shape, n_outputs):
+        norm = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
+        return nn.Sequential(norm, nn.Flatten(), nn.Linear(10, n_outputs)).double()
+
+    run = train(builder, data, Recipe(epochs=2, batch_size=4, lr=0.1))
+    with pytest.raises(InfuserError, match=r"cannot differentiate.*0\.running_mean, 0\.running_var"):
+        Unrolled("scratch").score(run, data, Margin(data[data.ids[:2]]))
+
+
+def test_fewer_documents_are_replayed_at_the_same_place_in_the_schedule(small):
+    data, _ = small
+    recipe = RECIPES["adamw"]
+    run = train(linear, data, recipe)
+    few = data[data.ids[:7]]
+    replay = Replay.of(run, few, recipe, run.at(2))
+    assert [step.lr for step in replay.steps] == pytest.approx([recipe.lr / 3])

@@ -122,6 +122,9 @@ def test_a_model_that_is_random_in_training():
     assert check_model(steady) == ()
     (caveat,) = check_model(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
     assert (caveat.code, "1 layers" in caveat.text) == ("randomised_model", True)
+    assert check_model(steady, Recipe()) == ()
+    (caveat,) = check_model(steady, Recipe(augmentation="flip"))
+    assert (caveat.code, "(flip)" in caveat.text) == ("augmented", True)
 
 
 def test_predictions_that_fail():

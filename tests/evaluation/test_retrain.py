@@ -299,3 +299,26 @@ def test_two_arms_of_one_name_and_a_model_that_does_not_fit_are_refused():
 def test_measures_of_every_kind_of_name():
     rows = retrain(trained(), [clean_arm()], [MeanLoss(data()[1]), Correct(probe().documents)], [0])
     assert set(rows.measure.tolist()) == {"neg_mean_loss", "correct"}
+
+
+class Fourier(torch.nn.Module):
+    """Random features that lie in a buffer; what is saved of it is up to the caller."""
+
+    def __init__(self, n_outputs, persistent):
+        super().__init__()
+        self.register_buffer("waves", torch.randn(64, 8), persistent=persistent)
+        self.head = torch.nn.Linear(8, n_outputs)
+
+    def forward(self, x):
+        return self.head(torch.sin(x.flatten(1) @ self.waves))
+
+
+def test_a_builder_that_draws_what_weights_do_not_hold_is_refused():
+    train_set, _ = data()
+    for persistent in (True, False):
+        run = train(lambda shape, n, kept=persistent: Fourier(n, kept), train_set, RECIPE)
+        if persistent:
+            assert len(retrain(run, [clean_arm()], Accuracy(train_set), [1], "scratch")) == 1
+        else:
+            with pytest.raises(InfuserError, match="draws something that the weights do not hold"):
+                retrain(run, [clean_arm()], Accuracy(train_set), [1], "scratch")

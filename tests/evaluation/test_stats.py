@@ -17,6 +17,7 @@ from infuser.evaluation.stats import (
     pool,
     sign_flip,
     spearman,
+    table_estimate,
     two_way_interval,
     wilson,
 )
@@ -120,13 +121,40 @@ def test_below_three_probes_there_is_no_interval_and_no_p():
 
 
 @pytest.mark.parametrize("n", [3, 5, 7])
-def test_below_eight_probes_it_is_the_t_interval_of_probe_means(n):
+def test_below_eight_probes_it_is_the_t_interval_of_probe_means_where_seeds_agree(n):
     made = tables(n, 4)
+    made["edit"] -= (made["edit"] - made["clean"]).mean(0)  # no seed is above another
     effect = compare(table_trials(made), "edit")
     means = (made["edit"] - made["clean"]).mean(1)
     expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
     assert effect.interval == pytest.approx((expected.low, expected.high), rel=1e-9)
     assert "t-interval" in effect.estimate.method
+
+
+def test_below_eight_probes_what_seeds_do_to_all_probes_is_in_the_interval():
+    """By the sums of squares of a two-way layout, written out."""
+    table = np.random.default_rng(5).normal(size=(4, 3)) + np.array([[0.0, 2.0, -2.0]])
+    n, s = table.shape
+    grand = table.sum() / 12
+    of_rows = sum(s * (table[i].sum() / s - grand) ** 2 for i in range(n)) / (n - 1)
+    of_columns = sum(n * (table[:, j].sum() / n - grand) ** 2 for j in range(s)) / (s - 1)
+    total = sum((table[i, j] - grand) ** 2 for i in range(n) for j in range(s))
+    rest = (total - (n - 1) * of_rows - (s - 1) * of_columns) / ((n - 1) * (s - 1))
+    combined = of_rows + of_columns - rest
+    parts = [(of_rows, n - 1), (of_columns, s - 1), (rest, (n - 1) * (s - 1))]
+    df = combined**2 / sum(square**2 / freedom for square, freedom in parts)
+    half = stats.t.ppf(0.975, df) * math.sqrt(combined / (n * s))
+    estimate = table_estimate(table)
+    assert estimate.interval == pytest.approx((grand - half, grand + half), rel=1e-9)
+    assert estimate.method == "t-interval over 4 probes and 3 seeds"
+    alone = table_estimate(table.mean(1, keepdims=True)).interval
+    assert half > 2 * (alone[1] - alone[0]) / 2
+
+
+@pytest.mark.parametrize("n", [2, 3, 12])
+def test_where_nothing_varies_there_is_no_interval(n):
+    estimate = table_estimate(np.full((n, 2), 0.5))
+    assert (estimate.value, estimate.interval) == (0.5, None)
 
 
 def test_seeds_are_not_units():
@@ -188,6 +216,19 @@ def test_the_interval_covers_as_often_as_it_says(n, sds):
     assert 0.93 <= coverage(n, 3, sds) <= 0.995
 
 
+@pytest.mark.parametrize("n", [3, 5, 7])
+@pytest.mark.parametrize("sds", [(1, 0, 0.3), (1, 0.1, 0.5), (1, 0.3, 0.5), (1, 1, 0.5), (0.3, 1, 0.3)])
+def test_the_interval_of_few_probes_covers_as_often_as_it_says(n, sds):
+    assert coverage(n, 3, sds, interval=lambda table, how: table_estimate(table, bootstrap=how).interval) >= 0.92
+
+
+def test_probe_means_alone_would_cover_far_too_seldom_where_seeds_matter():
+    def means(table, how):
+        return table_estimate(table.mean(1, keepdims=True), bootstrap=how).interval
+
+    assert coverage(5, 3, (0.3, 1, 0.3), interval=means) < 0.6
+
+
 def test_resampling_cells_instead_would_cover_far_too_seldom():
     def cells(table, how):
         draws = np.random.default_rng(how.seed).choice(table.ravel(), (how.resamples, table.size))
@@ -213,7 +254,7 @@ def test_the_same_seed_gives_the_same_interval():
 
 
 def test_clusters_are_units():
-    made = tables(12, 3)
+    made = tables(12, 1)
     clusters = {f"p{p}": f"model {p // 3}" for p in range(12)}
     effect = compare(table_trials(made), "edit", clusters=clusters)
     means = (made["edit"] - made["clean"]).mean(1).reshape(4, 3).mean(1)

@@ -184,3 +184,33 @@ def test_a_diverging_model_is_named():
     data, queries = documents(12)
     with pytest.raises(InfuserError, match="not finite at step"):
         true_influence(SMALL, data, Recipe(epochs=9, lr=1e30), {"s": data.ids[[0]]}, queries, [0])
+
+
+class Frozen(nn.Module):
+    """Random features that are not trained, beneath a trained layer."""
+
+    def __init__(self, n_outputs):
+        super().__init__()
+        self.features = nn.Linear(64, 40).requires_grad_(False)
+        self.head = nn.Linear(40, n_outputs)
+
+    def forward(self, x):
+        return self.head(self.features(x.flatten(1)).relu())
+
+
+def frozen_sequential(input_shape, n_outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 40).requires_grad_(False), nn.ReLU(), nn.Linear(40, n_outputs))
+
+
+@pytest.mark.parametrize("builder", [lambda shape, n: Frozen(n), frozen_sequential], ids=["module", "sequential"])
+def test_what_is_drawn_and_not_trained_is_of_the_seed_that_was_trained(builder):
+    data, queries = documents()
+    recipe = Recipe(epochs=5, batch_size=8, lr=0.1)
+    found = true_influence(builder, data, recipe, {"one": data.ids[:1]}, queries, seeds=[0, 1])
+    for row, seed in enumerate((0, 1)):
+        run = train(builder, data, recipe.with_(seed=seed))
+        model = run.model()
+        with torch.no_grad():
+            margin = -Margin(queries)(model, dict(model.named_parameters())).double().numpy()
+        np.testing.assert_allclose(found.with_all[row], margin, rtol=1e-3, atol=1e-3)
+    assert np.abs(found.with_all[0] - found.with_all[1]).max() > 0.05

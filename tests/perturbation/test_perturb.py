@@ -253,3 +253,30 @@ def test_a_foreign_run_serves_as_well():
     run = Run.from_weights(small.smooth, small.run().checkpoints[-1].weights, data)
     assert np.array_equal(perturb(METHOD, small.direction(), run, data, 2).after, _perturb(2).after)
     assert len(perturb(METHOD, small.direction(), run, data, 2, select="last")) == 2
+
+
+@pytest.mark.parametrize("select", ["top", "post_edit", "random", "last"])
+def test_documents_that_are_not_trained_on_are_not_edited(select):
+    data = small.images()
+    idle = _perturb(6, select=select).ids[:4]  # those that would be chosen
+    weighted = data.with_weights(idle, 0)
+    run = Run.from_weights(small.smooth, small.run().checkpoints[-1].weights, weighted)
+    edit = perturb(METHOD, small.direction(), run, weighted, 6, select=select)
+    assert not np.isin(edit.ids, idle).any()
+    with pytest.raises(InfuserError, match="weight 0 cannot be edited"):
+        perturb(METHOD, small.direction(), run, weighted, ids=idle)
+    with pytest.raises(InfuserError, match="1 to 32"):
+        perturb(METHOD, small.direction(), run, weighted, 33, select=select)
+
+
+def test_a_document_counts_by_its_weight():
+    data = small.images()
+    twice = data.with_weights(data.ids[::2], 2)
+    run = Run.from_weights(small.smooth, small.run().checkpoints[-1].weights, twice)
+    plain = perturb(METHOD, small.direction(), small.run(), data, ids=data.ids)
+    edit = perturb(METHOD, small.direction(), run, twice, ids=twice.ids)
+    np.testing.assert_allclose(edit.gains, plain.gains * twice.weights)
+    scores = direction_scores(small.direction(), run, twice)
+    top = perturb(METHOD, small.direction(), run, twice, 5, select="top")
+    assert top.ids.tolist() == data.ids[np.argsort(-scores * twice.weights, kind="stable")[:5]].tolist()
+    assert top.ids.tolist() != data.ids[np.argsort(-scores, kind="stable")[:5]].tolist()

@@ -92,6 +92,8 @@ def test_the_study_runs_resumes_and_pairs_every_effect(tmp_path: Path, monkeypat
     parts = {path: path.stat().st_mtime_ns for path in sorted((tmp_path / "parts").iterdir())}
     gone = tmp_path / "parts" / f"{value['probes'][0]}.json"
     gone.unlink()
+    for file in (tmp_path / "edits" / value["probes"][0]).glob("*.json"):
+        file.write_text("of a job that was killed")
     again = run_caesar(settings, tmp_path, resume=True)
     assert again["regimes"] == value["regimes"]  # the missing part is made again, the same
     assert {path for path, made in parts.items() if path.stat().st_mtime_ns != made} == {gone}

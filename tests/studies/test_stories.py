@@ -121,3 +121,8 @@ def test_a_missing_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INFUSER_DATA", raising=False)
     with pytest.raises(InfuserError, match="no folder of stories is given"):
         load(TINY)
+
+
+def test_a_schedule_is_refused_as_the_replayed_part_would_begin_it_anew() -> None:
+    with pytest.raises(InfuserError, match=r"at one rate.*Got: cosine"):
+        replace(TINY, recipe=replace(TINY.recipe, schedule="cosine"))

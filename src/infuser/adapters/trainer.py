@@ -30,7 +30,8 @@ def trainer_callback(data: Dataset, observers: Sequence[Observer]) -> Any:
 
     Args:
         data: the training documents of tokens, as `data.text_dataset` makes them; see `trainer_rows`.
-        observers: made for `data`; new ones for every training.
+        observers: made for `data`; new ones for every training. One of your own says by `needs_batch = False` that it
+            reads of a batch how many documents it has, and no more.
 
     Raises:
         InfuserError: the documents are not tokens, or an observer needs to know the batch.
@@ -39,9 +40,14 @@ def trainer_callback(data: Dataset, observers: Sequence[Observer]) -> Any:
 
     if data.kind != "causal_lm":
         raise InfuserError("the Trainer's callback watches language models", got=data.kind, expected="causal_lm")
-    blind = [o.name for o in observers if getattr(getattr(o, "_method", None), "mode", "snr") == "paper"]
+    blind = [o.name for o in observers if getattr(o, "needs_batch", True)]
     if blind:
-        raise InfuserError("the Trainer does not tell which documents are in a batch", got=blind, remedy="use mode snr")
+        raise InfuserError(
+            "the Trainer does not tell which documents are in a batch",
+            got=blind,
+            causes=["f-INE in mode paper", "an observer of one's own that does not say needs_batch = False"],
+            remedy="use mode snr, or say so where an observer reads neither the batch's documents nor its losses",
+        )
 
     class Callback(TrainerCallback):
         """Watches; `run()` gives what was recorded."""

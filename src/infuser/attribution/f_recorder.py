@@ -47,6 +47,11 @@ class Recorder:
         self._last = -1
         self._every = self._partners = self._recorded = self._batch_size = self._steps = 0
 
+    @property
+    def needs_batch(self) -> bool:
+        """Whether it reads which documents are in the batch, not only how many."""
+        return self._method.mode == "paper"
+
     def step(self, moment: Moment) -> None:
         """Record this step if its turn has come; parameters, modes and gradients stay as they are."""
         if moment.step <= self._last:

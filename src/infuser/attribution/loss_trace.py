@@ -112,6 +112,7 @@ class LossRecorder:
     """Follows the Observer protocol of training; made by `LossTrace.observer`."""
 
     name = "training losses"
+    needs_batch = False
 
     def __init__(self, data: Dataset, every: int | None) -> None:
         self._data, self._every, self._recorded, self._last = data, every, 0, -1

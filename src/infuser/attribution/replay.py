@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infuser.checkpoints import Checkpoint, Run, build, load_weights
 from infuser.data.dataset import Dataset
+from infuser.errors import InfuserError, listed
 from infuser.params import trainable
 from infuser.tasks import Task, task_of
-from infuser.training import augmented, epoch_order, epoch_seed, scheduled
+from infuser.training import augmented, epoch_order, epoch_seed, scheduled, steps_per_epoch
 from infuser.types import Batch, Params, Recipe
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's own defaults, which Recipe does not change
@@ -30,14 +31,14 @@ class State:
         params: trained parameters.
         buffers: running statistics and the like; counters too.
         slots: the optimiser's tensors by kind and parameter name.
-        count: updates that the optimiser has made (AdamW corrects its moments by it).
+        counts: updates that the optimiser has made of each parameter (AdamW corrects its moments by them).
         random: torch's random state before the step.
     """
 
     params: Params
     buffers: Params
     slots: Mapping[str, Params]
-    count: int
+    counts: Mapping[str, int]
     random: Tensor
 
     def tensors(self) -> Params:
@@ -96,7 +97,7 @@ class Replay:
             load_weights(model, checkpoint.weights)
         model = model.to(run.device)
         start = _state(model, recipe, checkpoint)
-        steps = tuple(_steps(data, recipe, checkpoint.epoch if checkpoint else 0, checkpoint.step if checkpoint else 0))
+        steps = tuple(_steps(data, recipe, checkpoint.epoch if checkpoint else 0))
         return cls(model.train(), data, task_of(data), recipe, start, steps)
 
     def advance(self, state: State, step: Step) -> State:
@@ -111,8 +112,17 @@ class Replay:
         return self.task.feed(batch.inputs), batch
 
     def step(self, state: State, step: Step, inputs: Tensor, batch: Batch, *, graph: bool = False) -> State:
-        """Return the state after a step; with `graph` it is a differentiable function of state, inputs and weights."""
-        with torch.random.fork_rng(devices=[]), plain_attention(graph), running_statistics(self.model) as statistics:
+        """Return the state after a step; with `graph` it is a differentiable function of state, inputs and weights.
+
+        Raises:
+            InfuserError: the model writes into a buffer that is not BatchNorm's.
+        """
+        statistics: Params = {}
+        with (
+            torch.random.fork_rng(devices=[]),
+            plain_attention(graph),
+            running_statistics(self.model, state.buffers, statistics),
+        ):
             if step.first:
                 torch.manual_seed(epoch_seed(self.recipe, step.epoch))
             else:
@@ -120,36 +130,54 @@ class Replay:
             params = state.params if graph else {k: v.detach().requires_grad_() for k, v in state.params.items()}
             # Modules write their buffers in place, without a derivative: they get copies, and `statistics` recomputes.
             held = {name: value.detach().clone() for name, value in state.buffers.items()}
-            statistics.update(state.buffers)
             outputs = functional_call(self.model, {**params, **held}, (augmented(inputs, self.recipe),))
             objective = self.task.objective(self.task.loss(outputs, batch.targets), batch)
             random = torch.get_rng_state()
         names = list(params)
-        slopes = torch.autograd.grad(
-            objective, [params[name] for name in names], create_graph=graph, materialize_grads=True
-        )
-        gradients = dict(zip(names, slopes, strict=True))
-        buffers = {name: statistics[name] if value.is_floating_point() else value for name, value in held.items()}
+        wanted = [params[name] for name in names]
+        slopes: Sequence[Tensor | None] = torch.autograd.grad(objective, wanted, create_graph=graph, allow_unused=True)
+        # A parameter that the loss does not depend on is left alone, by torch's optimisers too.
+        gradients = {name: slope for name, slope in zip(names, slopes, strict=True) if slope is not None}
+        _require_still(state.buffers, held, statistics)
+        still = {name: state.buffers[name] if value.is_floating_point() else value for name, value in held.items()}
         updated, slots = _update(self.recipe, step.lr, state, gradients)
-        return State(updated, buffers, slots, state.count + 1, random)
+        counts = {name: count + (name in gradients) for name, count in state.counts.items()}
+        return State({**state.params, **updated}, {**still, **statistics}, slots, counts, random)
+
+
+def _require_still(before: Params, after: Params, known: Params) -> None:
+    """Raise where a floating-point buffer moved of whose movement no derivative is known.
+
+    Raises:
+        InfuserError: there is one; all are named.
+    """
+    floats = [name for name, value in after.items() if value.is_floating_point() and name not in known]
+    moved = [name for name in floats if not torch.equal(before[name], after[name])]
+    if moved:
+        raise InfuserError(
+            "training writes into buffers that a replay cannot differentiate",
+            got=listed(moved),
+            expected="running statistics of BatchNorm alone",
+            causes=["InstanceNorm or spectral_norm that tracks statistics", "an average of weights kept as a buffer"],
+            remedy="attribute by EK-FAC influence, or use a model without them",
+        )
 
 
 def _update(recipe: Recipe, lr: float, state: State, gradients: Params) -> tuple[Params, dict[str, Params]]:
-    """Return (parameters, slots) after SGD or AdamW, by the operations of torch.optim in their order."""
+    """Return (parameters that have a gradient, slots) after SGD or AdamW, by the operations of torch.optim in order."""
     updated: Params = {}
     if recipe.optimizer == "sgd":
-        momenta: Params = {}
-        for name, p in state.params.items():
-            g = gradients[name].add(p, alpha=recipe.weight_decay) if recipe.weight_decay else gradients[name]
+        momenta = dict(state.slots.get("momentum_buffer", {}))
+        for name, slope in gradients.items():
+            p = state.params[name]
+            g = slope.add(p, alpha=recipe.weight_decay) if recipe.weight_decay else slope
             if recipe.momentum:
-                g = momenta[name] = state.slots["momentum_buffer"][name].mul(recipe.momentum).add(g)
+                g = momenta[name] = momenta[name].mul(recipe.momentum).add(g)
             updated[name] = p.add(g, alpha=-lr)
         return updated, {"momentum_buffer": momenta} if recipe.momentum else {}
-    t = state.count + 1
-    first: Params = {}
-    second: Params = {}
-    for name, p in state.params.items():
-        g = gradients[name]
+    first, second = dict(state.slots["exp_avg"]), dict(state.slots["exp_avg_sq"])
+    for name, g in gradients.items():
+        p, t = state.params[name], state.counts[name] + 1
         first[name] = state.slots["exp_avg"][name].lerp(g, 1 - _BETAS[0])
         second[name] = state.slots["exp_avg_sq"][name].mul(_BETAS[1]).addcmul(g, g, value=1 - _BETAS[1])
         # The root has no slope at 0; there the gradient has been 0 all along, and so is its influence.
@@ -175,12 +203,13 @@ def _state(model: nn.Module, recipe: Recipe, checkpoint: Checkpoint | None) -> S
             value = stored.get(i, {}).get(kind)
             values[name] = torch.zeros_like(p) if value is None else value.detach().clone().to(p)
         slots[kind] = values
-    count = int(stored[0]["step"]) if stored and "step" in stored[0] else 0
-    return State(params, buffers, slots, count, torch.get_rng_state())
+    counts = {name: int(stored.get(i, {}).get("step", 0)) for i, name in enumerate(params)}
+    return State(params, buffers, slots, counts, torch.get_rng_state())
 
 
-def _steps(data: Dataset, recipe: Recipe, epoch: int, step: int) -> Iterator[Step]:
-    total = -(-len(data) // recipe.batch_size) * recipe.epochs
+def _steps(data: Dataset, recipe: Recipe, epoch: int) -> Iterator[Step]:
+    per_epoch = steps_per_epoch(data, recipe)
+    total, step = per_epoch * recipe.epochs, per_epoch * epoch
     for e in range(epoch, recipe.epochs):
         order = torch.from_numpy(epoch_order(data.ids, recipe, e))
         for i, positions in enumerate(order.split(recipe.batch_size)):
@@ -199,13 +228,11 @@ def plain_attention(wanted: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def running_statistics(model: nn.Module) -> Iterator[Params]:
-    """Yield a dict in which the running statistics of BatchNorm become functions of what the layers are given.
+def running_statistics(model: nn.Module, before: Params, now: Params) -> Iterator[None]:
+    """Put the running statistics of BatchNorm into `now`, as functions of what the layers are given.
 
-    torch updates them in place and without a derivative. The dict holds the buffers before the forward pass, as the
-    caller fills it in, and those after it.
+    torch updates them in place and without a derivative. `before` holds the buffers before the forward pass.
     """
-    now: Params = {}
 
     def hook(name: str) -> Any:
         def update(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -216,7 +243,7 @@ def running_statistics(model: nn.Module) -> Iterator[Params]:
             rate = 1 / seen if bn.momentum is None else bn.momentum
             for part, value in (("running_mean", x.mean(over)), ("running_var", x.var(over))):
                 key = f"{name}.{part}" if name else part
-                now[key] = (1 - rate) * now[key] + rate * value
+                now[key] = (1 - rate) * now.get(key, before[key]) + rate * value
 
         return update
 
@@ -226,7 +253,7 @@ def running_statistics(model: nn.Module) -> Iterator[Params]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
     try:
-        yield now
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -20,7 +20,7 @@ from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.params import trainable
 from infuser.tasks import Task, task_of
-from infuser.training import epoch_order, scheduled, train
+from infuser.training import epoch_order, scheduled, steps_per_epoch, train
 from infuser.types import Array, Builder, Params, Recipe
 
 _NUMBERS = 2**19  # weights trained at once: more fall out of a processor's cache, fewer leave overhead
@@ -74,7 +74,8 @@ def stacked_forward(model: nn.Module) -> Callable[[Params, Tensor], Tensor]:
     kinds = [nn.Flatten, *([nn.Linear, nn.ReLU] * len(layers))][: len(layers)]
     biased = all(layer.bias is not None for layer in layers if isinstance(layer, nn.Linear))
     is_mlp = type(model) is nn.Sequential and len(layers) > 1 and [type(layer) for layer in layers] == kinds
-    if is_mlp and biased and type(layers[-1]) is nn.Linear:
+    trained = all(p.requires_grad for p in model.parameters())
+    if is_mlp and biased and trained and type(layers[-1]) is nn.Linear:
         return lambda params, inputs: _mlp(names[1::2], params, inputs.flatten(1))
 
     def one(params: Params, inputs: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def _stacked(model: nn.Module, data: Dataset, recipe: Recipe, weights: Array) ->
     params = {name: value.repeat(count, *[1] * value.ndim).requires_grad_() for name, value in trainable(model).items()}
     optimizer = _optimizer(list(params.values()), recipe)
     masks = torch.from_numpy(weights)
-    per_epoch = -(-len(data) // recipe.batch_size)
+    per_epoch = steps_per_epoch(data, recipe)
     for epoch in range(recipe.epochs):
         order = torch.from_numpy(epoch_order(data.ids, recipe, epoch))
         for i, positions in enumerate(torch.split(order, recipe.batch_size)):

@@ -132,14 +132,22 @@ def _overlap(a: Effect, b: Effect) -> bool:
     return max(a.interval[0], b.interval[0]) <= min(a.interval[1], b.interval[1])
 
 
-def check_model(model: nn.Module) -> tuple[Caveat, ...]:
-    """Return a caveat where training is random beyond its order: dropout is off in scores and on in retraining."""
+def check_model(model: nn.Module, recipe: Recipe | None = None) -> tuple[Caveat, ...]:
+    """Return caveats where training is random beyond its order, as scores and edits are not."""
     kinds = (nn.modules.dropout._DropoutNd, nn.RReLU)
     random = [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, kinds) and _active(m)]
-    if not random:
-        return ()
-    text = f"{len(random)} layers are random in training ({listed(random)}), and taken without it in scores and edits."
-    return (Caveat("randomised_model", text),)
+    found = []
+    if random:
+        text = (
+            f"{len(random)} layers are random in training ({listed(random)}), and taken without it in scores and edits."
+        )
+        found.append(Caveat("randomised_model", text))
+    if recipe is not None and recipe.augmentation != "none":
+        text = (
+            f"Documents are augmented in training ({recipe.augmentation}), and taken as they are in scores and edits."
+        )
+        found.append(Caveat("augmented", text))
+    return tuple(found)
 
 
 def _active(module: nn.Module) -> bool:

@@ -1,7 +1,8 @@
 """How well suspicion finds the edited documents: ranking metrics with intervals.
 
 AUC flatters where few documents are edited, hence recall at k and the rate at a small share of false alarms beside it.
-Ties are broken at random in expectation: a detector that gives every document the same number has recall k / N.
+Ties are broken at random in expectation, but for average precision, which counts tied documents together, as
+scikit-learn does: a detector that gives every document the same number has recall k / N and a ROC-AUC of one half.
 """
 
 from __future__ import annotations
@@ -87,8 +88,11 @@ def lift(
     draws = np.concatenate([difference(c) for c in _resampled(truth, how)], axis=1) if k >= 8 else None
     found = {}
     for i, name in enumerate(METRICS[:-1] if len(truth) - k < ENOUGH_CLEAN else METRICS):
-        ends = None if draws is None else _quantiles(draws[i], k, how.level)
-        method = "bootstrap over documents, paired" if ends else "none: fewer than 8 edited documents"
+        ends, method = None, "none: fewer than 8 edited documents"
+        if draws is not None:
+            agree = np.ptp(draws[i]) == 0
+            ends = None if agree else _quantiles(draws[i], k, how.level)
+            method = "none: all resamples agree" if agree else "bootstrap over documents, paired"
         found[name] = Estimate(float(point[i]), ends, k, (), "edited documents", method, how.level)
     return found
 
@@ -126,7 +130,12 @@ def _metrics(values: Array, truth: Array, edited: Array, clean: Array) -> Array:
     average = (gained * hits / np.maximum(hits + alarms, 1)).sum(1) / k
     room = (k - before - (hits - gained)) / np.maximum(gained + tied, 1)
     recall = (gained * room.clip(0, 1)).sum(1) / k
-    rates = [np.where(alarms <= share * n, hits, 0).max(1) / k for share in (0.01, 0.001)]
+    rates = []
+    for share in (0.01, 0.001):
+        allowed = np.floor(share * n + 1e-9)
+        # Of g edited among t tied clean ones, g (a + 1) / (t + 1) are expected before the (a + 1)-th of the clean.
+        part = gained * ((allowed - before + 1) / (tied + 1)).clip(0, 1)
+        rates.append(np.where(before <= allowed, hits - gained + part, 0).max(1) / k)
     return np.stack([auc, average, recall, *rates])
 
 

@@ -24,7 +24,7 @@ from infuser.executors import Executor, Local
 from infuser.measure import query_names
 from infuser.params import trainable
 from infuser.storage import hash_arrays, plain
-from infuser.training import train
+from infuser.training import first_outputs, train
 from infuser.types import Arm, Builder, Measurement, Recipe, Trials
 
 Start: TypeAlias = Literal["last_epoch", "half", "scratch"]
@@ -104,11 +104,14 @@ def retrain(
 
     Raises:
         InfuserError: the arms cannot be compared (other documents, or clean data that the run was not trained on), a
-            checkpoint is missing, training diverged, or a measurement is not finite (arm and seed are named).
+            checkpoint is missing, training diverged, a measurement is not finite (arm and seed are named), or the
+            builder draws what weights do not hold.
     """
     chosen = tuple(measures) if isinstance(measures, Sequence) else (measures,)
     numbers = _checked_seeds(seeds)
     _check_arms(run, arms, start)
+    if train_fn is None:
+        _check_builder(run, arms[0].data)
     setting = Setting(run.builder, run.recipe, begin(run, start, train_fn), chosen, train_fn, run.device)
     jobs = [Job(arm, seed) for seed in numbers for arm in arms]
     outcomes = list((executor or Local()).map(partial(perform, setting), jobs))
@@ -210,6 +213,26 @@ def _measured(setting: Setting, job: Job, weights: Mapping[str, Tensor]) -> list
             )
         rows += [(job.arm.name, job.seed, n, measure.name, v) for n, v in zip(names, values.tolist(), strict=True)]
     return rows
+
+
+def _check_builder(run: Run, data: Dataset) -> None:
+    """Raise where models of two seeds differ though they have the same weights: nobody could say whose is measured."""
+
+    def outputs(seed: int) -> list[float]:
+        model = build(run.builder, run.input_shape, run.n_outputs, seed)
+        load_weights(model, run.checkpoints[-1].weights)
+        return first_outputs(model.to(run.device), data)
+
+    one, other = outputs(run.recipe.seed), outputs(run.recipe.seed + 1)
+    if not np.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise InfuserError(
+            "the builder draws something that the weights do not hold",
+            got="two seeds, the same weights, other outputs",
+            causes=[
+                "a buffer with persistent=False, or a tensor that is no parameter, is drawn when the model is built"
+            ],
+            remedy="register it as a persistent buffer, or draw it from a seed of its own",
+        )
 
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Paired comparison of arms, with intervals whose unit is the probe (or the base model), never the single retraining.
 
-Intervals: a two-way bootstrap over probes and seeds from 8 probes on, a t-interval over probe means from 3 to 7, none
-below 3. p-values: sign flips of the probe means.
+Intervals: a two-way bootstrap over probes and seeds from 8 probes on, a t-interval from 3 to 7 with the variance that
+probes and seeds add, none below 3 or where nothing varies. p-values: sign flips of the probe means, given the seeds.
 """
 
 from __future__ import annotations
@@ -221,12 +221,37 @@ def table_estimate(
     value = float(table.mean())
     if n < 3:
         return Estimate(value, None, n, tuple(seeds), unit, f"none: fewer than 3 {unit}", how.level)
+    if np.ptp(table) == 0:  # nothing is known of a spread that did not show
+        return Estimate(value, None, n, tuple(seeds), unit, f"none: all {unit} agree", how.level)
+    over = f"{n} {unit}" + (f" and {s} seeds" if s > 1 else "")
     if n < 8:
-        half = stats.t.ppf((1 + how.level) / 2, n - 1) * table.mean(1).std(ddof=1) / np.sqrt(n)
-        method = f"t-interval over means of {n} {unit}"
-        return Estimate(value, (float(value - half), float(value + half)), n, tuple(seeds), unit, method, how.level)
-    method = f"bootstrap over {n} {unit}" + (f" and {s} seeds" if s > 1 else "") + f", {how.resamples} resamples"
+        half = _half_width(table, how.level)
+        ends = (float(value - half), float(value + half))
+        return Estimate(value, ends, n, tuple(seeds), unit, f"t-interval over {over}", how.level)
+    method = f"bootstrap over {over}, {how.resamples} resamples"
     return Estimate(value, two_way_interval(table, how), n, tuple(seeds), unit, method, how.level)
+
+
+def _half_width(table: Array, level: float) -> float:
+    """Return half the t-interval of the mean of a table (n, s) of random rows and random columns.
+
+    The variance of the mean is (MS rows + MS columns - MS rest) / n s, with Satterthwaite's degrees of freedom; where
+    columns vary no more than the rest does, or there is one, it is that of the row means with n - 1.
+
+    Source: Satterthwaite, An approximate distribution of estimates of variance components, 1946.
+    """
+    n, s = table.shape
+    mean, rows, columns = table.mean(), table.mean(1), table.mean(0)
+    of_rows, df = s * rows.var(ddof=1), float(n - 1)
+    total = of_rows
+    if s > 1:
+        of_columns = n * columns.var(ddof=1)
+        rest = ((table - rows[:, None] - columns + mean) ** 2).sum() / ((n - 1) * (s - 1))
+        if of_columns > rest:
+            total = of_rows + of_columns - rest
+            parts = of_rows**2 / (n - 1) + of_columns**2 / (s - 1) + rest**2 / ((n - 1) * (s - 1))
+            df = min(df, float(total**2 / parts))
+    return float(stats.t.ppf((1 + level) / 2, max(df, 1.0)) * np.sqrt(total / (n * s)))
 
 
 def two_way_interval(table: Array, bootstrap: Bootstrap) -> tuple[float, float]:

@@ -158,9 +158,10 @@ def true_influence(
     begun = time.perf_counter()
     at_queries, at_own = [], []
     for seed in seeds:
-        init = None if randomness == "init+order" else recipe.seed
+        init = int(seed) if randomness == "init+order" else recipe.seed
         trained = train_together(builder, data, recipe.with_(seed=int(seed)), weights, init_seed=init)
-        model = build(builder, data.input_shape, data.n_outputs, recipe.seed).eval()
+        # By the same seed, for what is drawn and not trained.
+        model = build(builder, data.input_shape, data.n_outputs, init).eval()
         at_queries.append(_statistics(model, recipe, trained, queries))
         at_own.append(_statistics(model, recipe, trained, data[data.ids[own]]))
     on_queries, on_own = np.stack(at_queries), np.stack(at_own)

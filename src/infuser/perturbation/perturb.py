@@ -63,23 +63,37 @@ def perturb(
         ids: the documents themselves, instead of a choice.
         seed: of random choices.
 
+    A document counts by its weight in the training: predicted gains and the scores that documents are chosen by are
+    multiplied by it, and documents of weight 0 are not chosen.
+
     Raises:
-        InfuserError: k or `ids` do not fit the data; the data are not those that the run was trained on.
+        InfuserError: k or `ids` do not fit the data, or name documents of weight 0; the data are not those that the run
+            was trained on.
     """
     _check_data(run, data)
+    able = data if (data.weights > 0).all() else data[data.ids[data.weights > 0]]
     if ids is not None:
         wanted = np.asarray(ids, dtype=np.int64)
         _check_ids(wanted, data, k)
-        return method.edit(direction, run, data, wanted)
-    size = _checked_k(k, data)
+        _check_trained_on(wanted, able)
+        return _edited(method, direction, run, data, wanted)
+    size = _checked_k(k, able)
     if isinstance(select, PostEdit) or select == "post_edit":
         settings = select if isinstance(select, PostEdit) else PostEdit()
-        return _post_edit(method, direction, run, data, size, settings, scores, seed)
+        return _post_edit(method, direction, run, data, able, size, settings, scores, seed)
     if select not in STRATEGIES:
         raise InfuserError("unknown strategy", got=select, expected=", ".join(STRATEGIES))
-    ranked = _scores(scores, direction, run, data) if needs_scores(select) else None
-    edit = method.edit(direction, run, data, choose(select, data, run, size, scores=ranked, seed=seed))
+    ranked = _scores(scores, direction, run, data, able) if needs_scores(select) else None
+    edit = _edited(method, direction, run, data, choose(select, able, run, size, scores=ranked, seed=seed))
     return replace(edit, made_by=f"{edit.made_by}; {_chosen(size, len(data), select, seed)}")
+
+
+def _edited(method: Perturber, direction: Direction, run: Run, data: Dataset, ids: Array) -> Edit:
+    """Return the edit of `ids`, each document's gain times its weight."""
+    edit = method.edit(direction, run, data, ids)
+    if edit.gains is None:
+        return edit
+    return replace(edit, gains=edit.gains * data.weights[data.positions(edit.ids)])
 
 
 def direction_scores(direction: Direction, run: Run, data: Dataset, ids: Array | None = None) -> Array:
@@ -98,22 +112,22 @@ def _post_edit(
     direction: Direction,
     run: Run,
     data: Dataset,
+    able: Dataset,
     k: int,
     settings: PostEdit,
     scores: Scores | None,
     seed: int,
 ) -> Edit:
-    given = None if scores is None else scores_over(scores, data)
-    own = direction_scores(direction, run, data) if given is None else None
-    top = choose("top", data, run, len(data), scores=own if given is None else given)
+    ranked = _scores(scores, direction, run, data, able)
+    top = choose("top", able, run, len(able), scores=ranked)
     if isinstance(method, Hinting):
-        count = min(settings.screened or len(data), len(data))
-        seen = data if count == len(data) else data[choose("random", data, run, count, seed=seed)]
-        other = choose("top", seen, run, count, scores=method.potential(direction, run, seen))
+        count = min(settings.screened or len(able), len(able))
+        seen = able if count == len(able) else able[choose("random", able, run, count, seed=seed)]
+        other = choose("top", seen, run, count, scores=method.potential(direction, run, seen) * seen.weights)
     else:
-        other = choose("random", data, run, len(data), seed=seed)
-    size = min(len(data), ceil(settings.pool * k))
-    pool = method.edit(direction, run, data, pool_of([top, other], size))
+        other = choose("random", able, run, len(able), seed=seed)
+    size = min(len(able), ceil(settings.pool * k))
+    pool = _edited(method, direction, run, data, pool_of([top, other], size))
     if pool.gains is None or not np.isfinite(pool.gains).all():
         raise InfuserError(
             "post_edit needs the predicted gain of every edited document",
@@ -123,8 +137,8 @@ def _post_edit(
     before = np.zeros(len(pool))
     if settings.criterion == "alignment":
         # Scores that are given may be of another method; then only the pool's are computed.
-        at = data.positions(pool.ids)
-        before = direction_scores(direction, run, data, pool.ids) if own is None else own[at]
+        given = scores is not None
+        before = _scores(None, direction, run, data, data[pool.ids]) if given else ranked[able.positions(pool.ids)]
     kept = np.argsort(-(before + pool.gains), kind="stable")[:k]
     made_by = f"{pool.made_by}; {_chosen(k, len(data), 'post_edit', seed)} by {settings.criterion} from {len(pool)}"
     return take(pool, kept, made_by)
@@ -141,8 +155,11 @@ def _chosen(k: int, n: int, strategy: str, seed: int) -> str:
     return f"{k} of {n} documents, {strategy}" + (f" (seed {seed})" if strategy == "random" else "")
 
 
-def _scores(scores: Scores | None, direction: Direction, run: Run, data: Dataset) -> Array:
-    return direction_scores(direction, run, data) if scores is None else scores_over(scores, data)
+def _scores(scores: Scores | None, direction: Direction, run: Run, data: Dataset, able: Dataset) -> Array:
+    """Return the scores of the documents `able`, each times its weight."""
+    if scores is not None:
+        return scores_over(scores, able) * able.weights
+    return direction_scores(direction, run, data, None if able is data else able.ids) * able.weights
 
 
 def _check_data(run: Run, data: Dataset) -> None:
@@ -161,6 +178,16 @@ def _checked_k(k: int | None, data: Dataset) -> int:
         causes = ["k is larger than the data set"] if k is not None and k > len(data) else []
         raise InfuserError("k is out of range", got=k, expected=f"a whole number, 1 to {len(data)}", causes=causes)
     return int(k)
+
+
+def _check_trained_on(ids: Array, able: Dataset) -> None:
+    idle = ids[~np.isin(ids, able.ids)]
+    if len(idle):
+        raise InfuserError(
+            "documents of weight 0 cannot be edited: the training does not see them",
+            got=listed(idle.tolist()),
+            remedy="give them a weight, or leave them out of ids",
+        )
 
 
 def _check_ids(ids: Array, data: Dataset, k: int | None) -> None:

@@ -80,7 +80,12 @@ def run_audit(
         base |= material.determinants
         keys = {name: key_of({**base, "job": name}) for name in jobs}
         parts = completed(
-            folder, data, {name: name for name in jobs}, keys, Local(), partial(audit_job, settings, material)
+            folder,
+            data,
+            {name: name for name in jobs},
+            keys,
+            Local(settings.recipe.threads),
+            partial(audit_job, settings, material),
         )
         table = _table(settings, data, parts["audit"].facts)
         results = {**assemble(settings, data, table, parts, tuple(material.notes(table))), "environment": made_with}

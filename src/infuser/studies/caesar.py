@@ -22,6 +22,7 @@ from infuser.curvature import fit_ekfac
 from infuser.data.caesar import CaesarCodec, caesar, caesar_dataset, documents
 from infuser.data.dataset import IGNORED, Dataset
 from infuser.errors import InfuserError
+from infuser.executors import torch_threads
 from infuser.measure_text import Continuation, ContrastParts, WordContrast
 from infuser.models.gpt import tiny_gpt
 from infuser.params import trainable
@@ -141,7 +142,8 @@ def run_caesar(settings: Caesar, out: str | Path, *, resume: bool = False, overw
         InfuserError: the model did not learn the task.
     """
     begun = time.monotonic()
-    with opened(out, dump(settings), resume=resume, overwrite=overwrite) as folder:
+    threads = torch_threads(settings.recipe.threads)
+    with opened(out, dump(settings), resume=resume, overwrite=overwrite) as folder, threads:
         write_json(folder / "environment.json", environment())
         data, test = caesar(settings.alphabet, settings.n_train, settings.n_test, settings.length)
         builder = partial(tiny_gpt, width=settings.width, depth=settings.depth)

@@ -179,7 +179,8 @@ def run_detection_benchmark(
         # More seeds or attacks leave what was done alone.
         base["settings"] = {k: v for k, v in base["settings"].items() if k not in ("seeds", "attacks")}
         keys = {name: key_of({**base, "data": data.content_hash, "job": name}) for name in jobs}
-        how = executor or (Local() if settings.workers == 1 else Pool(settings.workers, settings.recipe.threads or 1))
+        threads = settings.recipe.threads
+        how = executor or (Local(threads) if settings.workers == 1 else Pool(settings.workers, threads or 1))
         parts = completed(folder, data, jobs, keys, how, partial(detection_job, shared))
         results = {**summarise(settings, [part.facts for part in parts.values()]), "environment": made_with}
         write_json(folder / "results.json", results)
@@ -308,7 +309,11 @@ def rows(attack: str, facts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, 
                 alone = [fact["detectors"]["loss"]["after"][metric] for fact in of]
                 columns["over_loss"] = list(np.subtract(columns["after"], alone))
             for when, values in columns.items():
-                yield {**common, "metric": metric, "when": when, **estimated(values, seeds)}
+                found = estimated(values, seeds)
+                if found["ci95"]:  # a metric lies in [0, 1], a difference of two in [-1, 1]
+                    least = 0.0 if when in ("after", "before") else -1.0
+                    found["ci95"] = [max(least, found["ci95"][0]), min(1.0, found["ci95"][1])]
+                yield {**common, "metric": metric, "when": when, **found}
 
 
 def removal_rows(attack: str, facts: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -39,7 +39,7 @@ def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
     facts = [part.facts for part in parts.values() if part.edit is not None]
     predicted = np.array([fact["predicted"] for fact in facts])
     caveats: list[Caveat] = [caveat for edit in edits for caveat in check_edit(edit)]
-    caveats += check_model(study.run.model())
+    caveats += check_model(study.run.model(), study.run.recipe)
     regimes, forecasts = {}, {}
     for regime, trials in pooled.items():
         effects = all_effects(trials)

@@ -17,6 +17,7 @@ from infuser.curvature import fit_ekfac
 from infuser.data.dataset import Dataset
 from infuser.data.text import Codec, read_separated, text_dataset
 from infuser.errors import InfuserError
+from infuser.executors import torch_threads
 from infuser.measure_text import ContrastParts, Less, Mean, TokenLoss, WordContrast, word_contrast
 from infuser.models.huggingface import HuggingFace, LoRA
 from infuser.perturbation.text_controls import explicit, showing, swap
@@ -107,6 +108,9 @@ class Stories:
             raise InfuserError("stories are fine-tuned for one epoch", got=self.recipe.epochs, expected=1)
         if not 0 < self.replay < 1:
             raise InfuserError("replay is out of range", got=self.replay, expected="0 < replay < 1")
+        if self.recipe.schedule != "constant":
+            # The replayed part is trained by a call of its own, which would begin the schedule anew.
+            raise InfuserError("stories are fine-tuned at one rate", got=self.recipe.schedule, expected="constant")
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,8 @@ class Material:
 def run_stories(settings: Stories, out: str | Path, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Run the study into the folder `out` and return what results.json holds."""
     begun = time.monotonic()
-    with opened(out, dump(settings), resume=resume, overwrite=overwrite) as folder:
+    threads = torch_threads(settings.recipe.threads)
+    with opened(out, dump(settings), resume=resume, overwrite=overwrite) as folder, threads:
         write_json(folder / "environment.json", environment())
         material = load(settings)
         run, replayed = fine_tuned(settings, material)

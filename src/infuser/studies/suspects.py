@@ -20,7 +20,7 @@ from infuser.data.dataset import Dataset
 from infuser.detection.detect import Detector, detect, observers_of
 from infuser.detection.fused import fuse
 from infuser.errors import InfuserError
-from infuser.training import Moment, Observer, train
+from infuser.training import Moment, Observer, steps_per_epoch, train
 from infuser.types import Array, Builder, Measurement, Recipe, Suspicion
 
 # fused_all holds one blind detector of each kind that reads a model; but for perplexity, which came later, it was
@@ -94,7 +94,7 @@ class Search:
 
 def suite(effort: Effort, data: Dataset, recipe: Recipe, *, told: bool) -> dict[str, Detector]:
     """Return name -> detector for a training by `recipe`; with `told` also those that need the behaviour."""
-    every = max(1, -(-len(data) // recipe.batch_size) * recipe.epochs // effort.recorded)
+    every = max(1, steps_per_epoch(data, recipe) * recipe.epochs // effort.recorded)
     finder = FInfluence(every=every, partners=effort.partners)
     found: dict[str, Detector] = {
         "loss": detection.TrainingLoss(every=every),
@@ -125,7 +125,7 @@ def observed(
     Raises:
         InfuserError: the training has fewer steps than are to be recorded.
     """
-    steps = -(-len(data) // recipe.batch_size) * recipe.epochs
+    steps = steps_per_epoch(data, recipe) * recipe.epochs
     if steps < effort.recorded:
         raise InfuserError(
             "the training is too short to be watched",

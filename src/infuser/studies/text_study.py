@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from infuser.evaluation.retrain import retrain
 from infuser.evaluation.stats import compare
 from infuser.executors import Local
 from infuser.measure_text import ContrastParts, Mean, coherence, document_losses
+from infuser.models.huggingface import HuggingFace
 from infuser.params import trainable
 from infuser.perturbation.embedding_edits import EmbeddingPGD
 from infuser.perturbation.perturb import perturb
@@ -31,12 +33,13 @@ from infuser.perturbation.text_manifest import load_text_edit, save_text_edit, t
 from infuser.perturbation.token_edits import GreedyTokens
 from infuser.perturbation.token_effect import TokenEffect, substitution_gains
 from infuser.storage import read_json
-from infuser.studies.environment import environment
+from infuser.studies.environment import environment, versions
 from infuser.studies.parts import Part, completed, determinants, key_of
 from infuser.types import Arm, Array, Direction, Edit, Measurement, Trials
 
 PRIMARY = "contrast"
 START: Literal["last_epoch"] = "last_epoch"
+_TRANSFORMERS = ("transformers", "tokenizers", "peft")  # that models and tokens depend on as well
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ def perform(setup: Setup, case: Case, folder: Path) -> Part:
     edits = make_edits(setup, case, direction)
     ratio = perplexity_ratio(setup.run, setup.data, edits["edit"])
     where = folder / "edits" / case.name
+    # What lies there is of a case that was not finished, else it would not be made again.
+    shutil.rmtree(where, ignore_errors=True)
     gains = substitution_gains(TokenEffect.of(direction, setup.run, setup.data), edits["edit"])
     save_text_edit(edits["edit"], where, setup.codec, perplexity=ratio, substitution_gains=gains)
     edits["edit"] = load_text_edit(where, setup.data, setup.codec)
@@ -186,6 +191,8 @@ def all_cases(setup: Setup, cases: Sequence[Case], folder: Path, settings: Any) 
     jobs: dict[str, Case | None] = {"clean": None, **{case.name: case for case in cases}}
     base = determinants(settings, environment())
     base |= {"data": setup.data.content_hash, "weights": setup.run.checkpoints[-1].content_hash}
+    if isinstance(setup.run.builder, HuggingFace):
+        base |= {"transformers": versions(_TRANSFORMERS)}
     keys = {name: key_of({**base, "case": name}) for name in jobs}
 
     def job(case: Case | None) -> Part:
