@@ -48,6 +48,7 @@ CONSISTENCY = {
     "TracIn, last": "TracIn, last",
 }
 ENOUGH_PAIRS = 3  # of words, for an interval over them
+WATCHED = ("digits", "mnist", "cifar10", "stories")  # data of the detection benchmark
 ATTACKS = {
     "infusion_top": "Infusion, top",
     "infusion_post_edit": "Infusion, post_edit",
@@ -183,8 +184,9 @@ def detection(name: str) -> str:
     seeds = len(value["seeds"])
     counts = sorted({rows[names[0], attack]["n"] for attack in known})
     n = f"{seeds} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    own = "an order and a pair of words" if name == "stories" else "a base model and a probe"
     caption = _wrapped(
-        f"{value['n_train']:,} documents, {n}, each with a base model and a probe of its own; the head gives how many",
+        f"{value['n_train']:,} documents, {n}, each with {own} of its own; the head gives how many",
         "are edited. Recall of them among as many (t-interval, none where all seeds gave the same), in brackets the",
         "lift.",
     )
@@ -213,8 +215,14 @@ def removal(name: str) -> str:
             intact.setdefault(row["arm"], []).append(row["value"])
     known = [attack for attack in ATTACKS if any(key[1] == attack for key in rows)]
     arms = [arm for name in REMOVED for arm in (name, f"{name} 1x", f"{name} 3x") if (arm, known[0]) in rows]
+    # A behaviour that moves by less than a nat under every arm needs a place more.
+    places = {attack: 1 if any(abs(rows[arm, attack]["value"]) >= 1 for arm in arms) else 2 for attack in known}
     body = [
-        (arm, *(_signed(rows[arm, attack]) for attack in known), f"{sum(intact[arm]) / len(intact[arm]):+.3f}")
+        (
+            arm,
+            *(_signed(rows[arm, attack], places[attack]) for attack in known),
+            f"{sum(intact[arm]) / len(intact[arm]):+.3f}",
+        )
         for arm in arms
     ]
     return _table(("", *(ATTACKS[attack] for attack in known), f"{value['intact']}, mean over attacks"), body)
@@ -236,9 +244,9 @@ def _clipped(ends: Sequence[float] | None) -> str:
     return "" if ends is None else f" [{_two(max(0.0, ends[0]))}, {_two(min(1.0, ends[1]))}]"
 
 
-def _signed(row: Row) -> str:
-    ends = "" if row["ci95"] is None else f" [{row['ci95'][0]:+.1f}, {row['ci95'][1]:+.1f}]"
-    return f"{row['value']:+.1f}{ends}"
+def _signed(row: Row, places: int) -> str:
+    ends = "" if row["ci95"] is None else f" [{row['ci95'][0]:+.{places}f}, {row['ci95'][1]:+.{places}f}]"
+    return f"{row['value']:+.{places}f}{ends}"
 
 
 def stories() -> str:
@@ -367,8 +375,8 @@ PLACES: Mapping[str, Callable[[], str]] = {
     "recall-mnist": lambda: consistency("recall"),
     "jaccard-mnist": lambda: consistency("jaccard 0.2"),
     "audit-mnist": audit,
-    **{f"detection-{name}": partial(detection, name) for name in ("digits", "mnist", "cifar10")},
-    **{f"removal-{name}": partial(removal, name) for name in ("digits", "mnist", "cifar10")},
+    **{f"detection-{name}": partial(detection, name) for name in WATCHED},
+    **{f"removal-{name}": partial(removal, name) for name in WATCHED},
     "over-loss": over_loss,
     "stories": stories,
     "caesar": caesar,
