@@ -44,6 +44,7 @@ class Moment:
         epoch: epochs done before this step.
         step: steps done before this step, over the whole run.
         steps: of the whole run.
+        first: steps that were done before this training began: not 0 where it goes on from a checkpoint.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class Moment:
     epoch: int
     step: int
     steps: int
+    first: int = 0
 
 
 class Observer(Protocol):
@@ -176,7 +178,7 @@ def train(
     bar = track(range(len(todo) * per_epoch), f"training {len(todo)} epochs")
     with torch_threads(recipe.threads), closing(bar):
         for epoch in todo:
-            step = _epoch(model, optimizer, data, recipe, kept[-1], observers, bar)
+            step = _epoch(model, optimizer, data, recipe, kept[-1], observers, bar, kept[0].step)
             keep(epoch + 1, step)
     traces = {observer.name: observer.trace() for observer in observers}
     return Run.of(builder, data, recipe, kept, traces, device)
@@ -252,6 +254,7 @@ def _epoch(
     begin: Checkpoint,
     observers: Sequence[Observer],
     bar: Iterator[int],
+    first: int,
 ) -> int:
     """Train one epoch in place and return the number of steps done so far."""
     task = task_of(data)
@@ -274,7 +277,7 @@ def _epoch(
                 bad = batch.ids[~torch.isfinite(losses.detach())]
                 raise _diverged("loss is", bad, begin.epoch, step)
             for observer in observers:
-                moment = Moment(model, task, data, batch, losses.detach(), lr, begin.epoch, step, steps)
+                moment = Moment(model, task, data, batch, losses.detach(), lr, begin.epoch, step, steps, first)
                 with _untouched(model, observer):
                     observer.step(moment)
             optimizer.step()

@@ -23,7 +23,7 @@ from infuser.attribution.per_document import by_vmap
 from infuser.data import digits
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
-from infuser.measure import LogProb, Losses, MeanLoss
+from infuser.measure import Contrastive, LogProb, Losses, MeanLoss
 from infuser.params import flatten, trainable
 from infuser.tasks import task_of
 from infuser.training import train
@@ -511,3 +511,69 @@ def test_estimate_of_tables_is_used_by_scan():
     assert trace.tables is not None
     step = estimate(trace.tables[0][:, 0], trace.tables[1][:, 0], "scan").values
     np.testing.assert_allclose(method.score(run, data).values[0], 8 / 32 * np.sqrt(24) * step)
+
+
+def test_two_measurements_of_one_kind_have_traces_of_their_own():
+    data, probes = documents()
+    few = probes.documents
+    other = replace(few, inputs=255 - few.inputs)  # the same ids and labels
+    wanted = [Contrastive(few, [0, 0], against=[1, 1]), Contrastive(few, [0, 0], against=[2, 2]), LogProb(other)]
+    method = FInfluence(every=1)
+    watched = [method.observer(data, measurement=f) for f in (*wanted[:2], LogProb(few))]
+    run = train(SMALL, data, RECIPE, observers=watched)
+    first, second = (method.score(run, data, f).values for f in wanted[:2])
+    assert np.abs(first - second).max() > 0.1 * np.abs(first).max()
+    with pytest.raises(InfuserError, match="no such f-INE trace"):
+        method.score(run, data, wanted[2])
+    assert method.score(run, data, LogProb(replace(few))).values.shape == (2, 32)
+
+
+def test_losses_are_those_of_the_steps_that_were_asked_for():
+    data, _ = documents()
+    often, seldom = LossTrace(every=1), LossTrace(every=8)
+    watched = [FInfluence(every=12).observer(data), often.observer(data)]
+    run = train(SMALL, data, RECIPE, observers=watched)
+    alone = train(SMALL, data, RECIPE, observers=[often.observer(data)])
+    assert np.array_equal(often.suspicion(run, data).values, often.suspicion(alone, data).values)
+    only = train(SMALL, data, RECIPE, observers=[FInfluence(every=12).observer(data)])
+    assert len(LossTrace().suspicion(only, data).values) == 32
+    with pytest.raises(InfuserError, match="no training losses"):
+        seldom.suspicion(only, data)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e5])
+def test_mu_does_not_depend_on_the_unit_of_the_signals(scale):
+    [trace] = observed(FInfluence(every=1))[0].traces.values()
+    sums = {"inside": scale * trace.inside, "outside": scale * trace.outside, "noise": scale**2 * trace.noise}
+    np.testing.assert_allclose(replace(trace, **sums).snr().values, trace.snr().values, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("estimator", "function"), [("auc", auc), ("gauss", gauss)])
+@pytest.mark.parametrize("on_probes", [False, True])
+def test_a_step_whose_batch_holds_nobody_else_says_nothing_of_that_document(estimator, function, on_probes):
+    data, probes = documents(17)  # batches of 8, 8 and 1
+    method, recipe = FInfluence(mode="paper", estimator=estimator, every=1), RECIPE.with_(epochs=10)
+    oracle = Oracle(data, probes, 1)
+    watched = method.observer(data, measurement=probes if on_probes else None)
+    run = train(SMALL, data, recipe, observers=[watched, oracle])
+    values = method.score(run, data, probes if on_probes else None).values[0]
+    assert np.isfinite(values).all()
+    alone = next(int(batch[0]) for batch in oracle.batches if len(batch) == 1)
+    keep = [t for t, batch in enumerate(oracle.batches) if batch.tolist() != [alone]]
+    assert len(keep) < len(oracle.batches)
+    v = np.stack([(oracle.along(t)[0] if on_probes else oracle.gram(t)[alone]) for t in keep])
+    inside = np.arange(17) == alone
+    kept = [oracle.batches[t] for t in keep]
+    want = paper_by_definition(v, kept, inside, function) * np.sqrt(len(oracle.batches) / len(keep))
+    batch = max(len(b) for b in oracle.batches)
+    assert values[alone] == pytest.approx(want, rel=2e-3, abs=1e-3), batch
+
+
+def test_a_training_that_goes_on_counts_its_own_steps():
+    data, _ = documents()
+    start = train(SMALL, data, RECIPE.with_(epochs=20)).at(14)
+    method = FInfluence(mode="paper", estimator="gauss")
+    run = train(SMALL, data, RECIPE.with_(epochs=20), start=start, observers=[method.observer(data)])
+    [trace] = run.traces.values()
+    assert (trace.steps, trace.recorded, trace.every) == (24, 24, 1)
+    assert np.isfinite(method.score(run, data).values).all()

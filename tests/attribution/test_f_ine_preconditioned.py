@@ -10,6 +10,7 @@ import pytest
 
 from infuser import models
 from infuser.attribution.f_ine_preconditioned import PreconditionedFInfluence
+from infuser.checkpoints import Run
 from infuser.curvature.ekfac import fit_ekfac
 from infuser.data import digits
 from infuser.errors import InfuserError
@@ -79,4 +80,16 @@ def test_bad_requests_are_refused(trained):
     with pytest.raises(InfuserError, match="out of range"):
         PreconditionedFInfluence(checkpoints=0)
     with pytest.raises(InfuserError, match="out of range"):
-        PreconditionedFInfluence(after=1.0)
+        PreconditionedFInfluence(after=0.99)
+
+
+def test_a_model_trained_elsewhere_has_no_steps_to_count(trained):
+    run, data, probes = trained
+    assert METHOD.score(run, data, probes).unit == "mu"
+    foreign = Run.from_weights(run.builder, run.checkpoints[-1].weights, data)
+    assert "the root of the steps, which the run does not know" in METHOD.score(foreign, data, probes).unit
+    # What a run that goes on did not train is not counted: 10 of 30 steps.
+    method = PreconditionedFInfluence(checkpoints=1, after=0.99)
+    parts = [replace(run, checkpoints=(run.at(epoch), run.checkpoints[-1])) for epoch in (0, 4)]
+    whole, later = (method.score(part, data, probes).values for part in parts)
+    np.testing.assert_allclose(whole / later, np.sqrt(3), rtol=1e-6)

@@ -19,8 +19,8 @@ from infuser.errors import InfuserError
 from infuser.measure import Correct, Custom, LogProb, Losses
 from infuser.params import trainable
 from infuser.training import train
-from infuser.types import Damping
-from tests.attribution.small import Dense, digits_run, params_of
+from infuser.types import Damping, Recipe
+from tests.attribution.small import Dense, digits_run, loss_gradients, params_of
 
 RIDGE = 0.3  # of the objective (1/N) sum L_i + RIDGE/2 |theta|^2
 
@@ -250,3 +250,18 @@ def test_self_influence_finds_wrong_labels():
     print(f"{len(found)} of 20 wrong labels among the 40 highest of 400; 2 by chance")
     assert len(found) >= 15
     assert len(set(values.bottom(40).tolist()) & set(data.ids[:20].tolist())) <= 2
+
+
+def test_self_influence_reads_the_statistics_of_the_model_at_hand():
+    def builder(shape, outputs):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, outputs))
+
+    few = digits_run("mlp")[1]
+    run = train(builder, few, Recipe(epochs=3, batch_size=8, lr=0.1))
+    fitted = fit_ekfac(run, few)
+    early = replace(run, checkpoints=run.checkpoints[:2])
+    got = self_influence(fitted, 0.1, early, few).values[0]
+    rows = loss_gradients(early.model(), trainable(early.model()), few)
+    solved = fitted.solve(rows, Damping(0.1))
+    want = sum((rows[name] * value).flatten(1).sum(1) for name, value in solved.items())
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-3)

@@ -229,3 +229,12 @@ def test_any_function_can_be_the_measurement():
     # What cannot be indexed is evaluated in one batch, so that sums round differently, in proportion to the largest.
     np.testing.assert_allclose(got.values, expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
     assert got.queries == ("custom 0", "custom 1", "custom 2")
+
+
+def test_a_document_that_was_not_trained_on_did_nothing():
+    run, few, probes = digits_run("mlp")
+    idle = few.with_weights(few.ids[:1], 0).with_weights(few.ids[1:2], 2)
+    plain, weighted = (TracIn().score(run, d, probes).values for d in (few, idle))
+    assert (weighted[:, 0] == 0).all()
+    np.testing.assert_allclose(weighted[:, 1], 2 * plain[:, 1], rtol=1e-6)
+    np.testing.assert_allclose(weighted[:, 2:], plain[:, 2:], rtol=1e-6)

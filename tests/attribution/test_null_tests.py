@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from infuser.attribution.f_ine import FInfluence
 from infuser.attribution.null_tests import benjamini_hochberg, find, group_test, matched_groups, permutation_p
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
-from infuser.types import Scores
+from infuser.training import train
+from infuser.types import Recipe, Scores
+from tests.attribution.test_f_ine import SMALL, documents
 
 
 def data(n=300, classes=3, seed=0):
@@ -125,3 +128,14 @@ def test_bad_references_and_levels_are_refused():
         find(scores([1.0, 2.0]), reference=[0, 1])
     with pytest.raises(InfuserError, match="level is out of range"):
         find(scores([1.0, 2.0]), level=1.0)
+
+
+def test_a_group_of_all_documents_of_its_labels_is_like_every_other():
+    few, probes = documents(60)
+    method = FInfluence(every=1)
+    run = train(
+        SMALL, few, Recipe(epochs=4, batch_size=8, lr=0.1), observers=[method.observer(few, measurement=probes)]
+    )
+    for label in range(4):
+        members = few.ids[few.targets == label][::-1]
+        assert method.group_test(run, few, members, probes, groups=49).p == 1

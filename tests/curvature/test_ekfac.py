@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -335,3 +336,21 @@ def test_a_factor_that_is_not_finite_names_its_layer():
     factor[0, 1, 2] = float("nan")
     with pytest.raises(InfuserError, match=r"factor of layer head\.weight is not finite. Got: 1 of 9.*diverged"):
         eigenbasis("head.weight", factor)
+
+
+@pytest.mark.parametrize("fit", [fit_ekfac, fit_kfac])
+def test_weights_of_an_embeddings_documents_count_once(fit):
+    """A document of weight 2 is one that stands there twice."""
+    run, data = case("gpt", n=6)
+    heavy = fit(run, data.with_weights(data.ids[:1], 2.0), labels="empirical")
+    first = data[data.ids[:1]]
+    twice = replace(
+        data,
+        inputs=np.concatenate([data.inputs, first.inputs]),
+        targets=np.concatenate([data.targets, first.targets]),
+        ids=np.arange(7),
+        weights=np.ones(7, np.float32),
+    )
+    other = fit(run, twice, labels="empirical")
+    for mine, theirs in zip(heavy.blocks, other.blocks, strict=True):
+        torch.testing.assert_close(mine.eigenvalues * 6 / 7, theirs.eigenvalues, rtol=1e-6, atol=1e-9)

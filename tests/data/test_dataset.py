@@ -238,3 +238,8 @@ def test_digits():
     assert train.inputs.max() == 255
     assert digits(seed=1)[1].content_hash != test.content_hash
     assert digits()[0].content_hash == train.content_hash
+
+
+def test_boolean_targets_are_labels():
+    made = Dataset.from_arrays(np.zeros((4, 2), np.float32), np.array([True, False, True, True]))
+    assert (made.kind, made.n_outputs, made.targets.tolist()) == ("classification", 2, [1, 0, 1, 1])

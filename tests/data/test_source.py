@@ -1,7 +1,9 @@
+import os
+
 import numpy as np
 import pytest
 
-from infuser.data import Dataset, digits, load, split, subset
+from infuser.data import Dataset, digits, load, split, subset, texts
 from infuser.errors import InfuserError
 from tests.data.files import encoded, image_table, mnist_arrays, npz, parquet_bytes, pixels, write_idx_folder
 
@@ -84,3 +86,19 @@ def test_limits_are_nested_and_keep_order_and_ids():
 def test_a_split_has_two_parts(fraction):
     with pytest.raises(InfuserError, match="cannot be split"):
         split(Dataset.from_arrays(np.zeros((4, 2)), np.zeros(4, int)), fraction)
+
+
+def test_a_folder_of_texts_is_read_within_itself(tmp_path):
+    (tmp_path / "secret.txt").write_text("outside")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("in\r\nside")
+    (folder / "same.txt").symlink_to(folder / "a.txt")
+    assert texts(folder) == ["in\nside", "in\nside"]
+    (folder / "b.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(InfuserError, match=r"links in texts lead out of it.*b\.txt"):
+        texts(folder)
+    (folder / "b.txt").unlink()
+    os.mkfifo(folder / "c.txt")
+    with pytest.raises(InfuserError, match=r"c\.txt is not a regular file"):
+        texts(folder)

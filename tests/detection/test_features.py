@@ -100,3 +100,29 @@ def test_groups_are_the_classes() -> None:
     groups = groups_of(data)
     assert sum(len(rows) for rows in groups.values()) == len(data)
     assert all((data.targets[rows] == int(name)).all() for name, rows in groups.items())
+
+
+class _Folded(nn.Module):
+    """A head that is given all positions of all documents at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 6), nn.Linear(6, 20)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens.clamp(min=0)).cumsum(1)
+        return self.head(x.reshape(-1, 6)).view(*tokens.shape, 20)
+
+
+class _Whole(_Folded):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.embed(tokens.clamp(min=0)).cumsum(1))
+
+
+def test_positions_that_a_model_folds_into_the_batch_are_put_back() -> None:
+    data = _texts()[1]
+    torch.manual_seed(0)
+    weights = _Folded().state_dict()
+    folded, whole = (Run.from_weights(lambda *_, b=b: b(), weights, data) for b in (_Folded, _Whole))
+    assert penultimate(folded, data).shape == (12, 6)
+    np.testing.assert_allclose(penultimate(folded, data), penultimate(whole, data), rtol=1e-6)

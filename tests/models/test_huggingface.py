@@ -13,6 +13,7 @@ from infuser.errors import InfuserError
 from infuser.models.huggingface import HuggingFace, LoRA, math_attention
 from infuser.params import trainable
 from infuser.tasks import losses, task_of
+from infuser.training import train
 from infuser.types import Recipe
 
 pytest.importorskip("transformers")
@@ -166,3 +167,23 @@ def test_pieces_read_as_their_place_in_a_text(stories: tuple[HuggingFace, list[s
     assert {codec.pieces[i].removeprefix(" ").isalpha() for i in codec.editable} == {True}
     assert codec.encode("\n")[-1] not in codec.editable
     assert pickle.loads(pickle.dumps(codec)) == codec  # noqa: S301
+
+
+def test_a_vocabulary_that_is_padded_beyond_the_tokenizers_is_the_models(
+    stories: tuple[HuggingFace, list[str]], tmp_path: Path
+) -> None:
+    import transformers
+
+    builder, texts = stories
+    inner = transformers.AutoModelForCausalLM.from_pretrained(builder.name)
+    inner.resize_token_embeddings(builder.codec().size + 8)
+    inner.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(builder.name).save_pretrained(tmp_path)
+    padded = HuggingFace(str(tmp_path))
+    codec = padded.codec()
+    assert codec.size == builder.codec().size + 8
+    assert codec.pieces[:-8] == builder.codec().pieces
+    assert codec.editable == builder.codec().editable
+    data = text_dataset(texts[:4], codec, 32, on_long="truncate")
+    run = train(padded, data, Recipe(epochs=1, batch_size=2, lr=1e-4))
+    assert run.model()(torch.zeros(1, 3, dtype=torch.long)).shape == (1, 3, codec.size)

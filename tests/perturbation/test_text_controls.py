@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +119,24 @@ def test_distances_count_tokens_and_characters() -> None:
     diff = token_diff(made.before[0], made.after[0], CODEC)
     assert len(diff) == same[0]
     assert all(CODEC.pieces[made.after[0][t]] == b for t, _, b in diff)
+
+
+def test_a_loss_that_a_manifest_cannot_say_is_not_written(tmp_path: Path) -> None:
+    made = edit()
+    targets = made.targets_after.copy()
+    row = int(np.flatnonzero(targets[0] != -100)[-1])
+    targets[0, row] = -100  # the last token is there, and carries no loss
+    with pytest.raises(InfuserError, match=r"from one place to the end.*document 0"):
+        save_text_edit(replace(made, targets_after=targets), tmp_path / "x", CODEC)
+
+
+@pytest.mark.parametrize("gone", ["loss_from", "after_sha256", "share"])
+def test_a_manifest_that_lacks_something_is_named(tmp_path: Path, gone: str) -> None:
+    save_text_edit(edit(), tmp_path, CODEC)
+    file = next(tmp_path.glob("*.json"))
+    value = json.loads(file.read_text())
+    value.pop(gone, None)
+    value["documents"][0].pop(gone, None)
+    file.write_text(json.dumps(value))
+    with pytest.raises(InfuserError, match=f"lacks {gone}"):
+        load_text_edit(tmp_path, small.data(), CODEC)

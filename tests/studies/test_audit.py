@@ -139,6 +139,8 @@ def test_settings_come_from_the_command_line_and_are_checked() -> None:
     assert audit_settings("digits").plant == 0
     with pytest.raises(InfuserError, match="unknown setting"):
         audit_settings("digits", ["dept=0.05"])
+    with pytest.raises(InfuserError, match="counts once"):
+        audit_settings("digits", ["trusted=[4, 9, 4]"])
     with pytest.raises(InfuserError, match="needs the label"):
         audit_settings("digits", ["suspect=[1]"])
     with pytest.raises(InfuserError, match="suspected behaviour"):

@@ -16,6 +16,7 @@ from infuser.tasks import CausalLM
 from infuser.types import Array, Direction, Params, Scores
 
 _CHUNK = 16
+_TOLERANCE = 0.05  # the largest relative error of the central difference
 
 
 def by_token(direction: Direction, run: Run, data: Dataset) -> Array:
@@ -25,14 +26,22 @@ def by_token(direction: Direction, run: Run, data: Dataset) -> Array:
     the mean of the direction's queries: the sum over t is the document's score.
 
     Raises:
-        InfuserError: the data are not tokens.
+        InfuserError: the data are not tokens, or no step gives scores within 5 %.
     """
     if data.kind != "causal_lm":
         raise InfuserError("only documents of tokens have scores per token", got=data.kind, expected="causal_lm")
     model, task = run.model(), CausalLM()
     params = trainable(model)
     mean = {name: value.detach().to(run.device) for name, value in direction.mean().params.items()}
-    step, _ = central_step(model, params, data, mean)
+    step, error = central_step(model, params, data, mean)
+    if error > _TOLERANCE:
+        raise InfuserError(
+            "the central difference along v is not accurate enough",
+            got=f"relative error {error:.1%} at |h v| = {step:g}",
+            expected=f"at most {_TOLERANCE:.0%}",
+            causes=["v is dominated by a rough direction", "the damping is too low"],
+            remedy="raise the damping",
+        )
     v = {name: value[0] for name, value in mean.items()}
     h = step / float(algebra.norm(v))
     ends = (algebra.add(params, v, h), algebra.add(params, v, -h))

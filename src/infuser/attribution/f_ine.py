@@ -6,7 +6,6 @@ means that the document lowers the loss (raises f). One run cannot show that spr
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -20,6 +19,7 @@ from infuser.attribution.null_tests import GroupTest, checked_group, group_test
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
+from infuser.measure import identity
 from infuser.types import Array, Measurement, Scores, Suspicion
 
 __all__ = ["FInfluence"]
@@ -206,9 +206,7 @@ class FInfluence:
             return f"{self!r}, groups"
         if measurement is None:
             return f"{self!r}, self"
-        # Two measurements of one kind differ in their queries.
-        named = f"{measurement.name}|{'|'.join(getattr(measurement, 'queries', ()))}"
-        return f"{self!r}, {measurement.name} {hashlib.sha256(named.encode()).hexdigest()[:8]}"
+        return f"{self!r}, {measurement.name} {identity(measurement)}"
 
     def _find(self, run: Run, data: Dataset, key: str, how: str) -> FTrace:
         trace = run.traces.get(key)

@@ -64,7 +64,8 @@ class PreconditionedFInfluence:
         z, names = self.z(run, data, probes)
         n = len(data)
         told = f"f-INE, EK-FAC, damping {self.damping}, {len(self.chosen(run))} checkpoints"
-        return Scores(_scale(run, n) * z / (n - 1) * n, data.ids, told, "mu", names)
+        unit = "mu" if _steps(run) else "mu, but for the root of the steps, which the run does not know"
+        return Scores(_scale(run, n) * z / (n - 1) * n, data.ids, told, unit, names)
 
     def group_scores(
         self, run: Run, data: Dataset, groups: Mapping[str, Sequence[int] | Array], probes: Measurement
@@ -116,7 +117,11 @@ class PreconditionedFInfluence:
         return tuple(late[i] for i in at)
 
 
+def _steps(run: Run) -> int:
+    """Return T, the steps from the run's first checkpoint to its last: 0 for a model trained elsewhere."""
+    return run.checkpoints[-1].step - run.checkpoints[0].step
+
+
 def _scale(run: Run, n: int) -> float:
-    """Return sqrt(T B) / n."""
-    steps = max(run.checkpoints[-1].step, 1)
-    return float(np.sqrt(steps * min(run.recipe.batch_size, n)) / n)
+    """Return sqrt(T B) / n, with T = 1 where it is not known."""
+    return float(np.sqrt(max(_steps(run), 1) * min(run.recipe.batch_size, n)) / n)

@@ -151,8 +151,8 @@ class Recorder:
         if self._method.mode == "paper" and len(moment.batch) < 2:
             raise InfuserError("mode paper needs batches of two documents or more", got=len(moment.batch))
         params = trainable(moment.model)
-        self._steps = moment.steps
-        self._every = self._method.every or max(1, moment.steps // RECORDED)
+        self._steps = moment.steps - moment.first
+        self._every = self._method.every or max(1, self._steps // RECORDED)
         self._layers = signals.supported_layers(moment.model, params, self._data)
         if self._method.mode == "snr" and self._targets.kind == "self":
             chosen = self._method.partners
@@ -234,9 +234,10 @@ class Recorder:
         present = np.isin(self._data.ids, ids)
         total = in_batch.sum(1, keepdims=True) - np.where(present, v, 0.0)
         count = len(ids) - present.astype(np.int64)
-        self._keep(total / np.maximum(count, 1), (total + v) / (count + 1))
+        self._keep(np.where(count > 0, total / np.maximum(count, 1), np.nan), (total + v) / (count + 1))
 
     def _keep(self, without: Array, with_s: Array) -> None:
+        """Keep O' and O; O' is NaN where the batch holds nobody else, and such a step says nothing."""
         if self._method.estimator == "gauss":
             self._sums.spread(without, with_s)
         else:
@@ -335,7 +336,7 @@ class _Sums:
         self.tables: dict[str, list[Array]] = {}
         self._means: list[Array] = []
         self._squares: Array = np.zeros(0)
-        self._count = 0
+        self._counts: Array = np.zeros(0)
 
     def __getitem__(self, name: str) -> Array:
         return self.values[name]
@@ -345,17 +346,18 @@ class _Sums:
         self.values[name] = self.values[name] + value if name in self.values else value
 
     def spread(self, without: Array, with_s: Array) -> None:
-        self._count += 1
         if not self._means:
             self._means = [np.zeros_like(without), np.zeros_like(with_s)]
-            self._squares = np.zeros_like(without)
+            self._squares, self._counts = np.zeros_like(without), np.zeros(without.shape, dtype=np.int64)
+        known = np.isfinite(without) & np.isfinite(with_s)
+        self._counts = self._counts + known
         for i, value in enumerate((without, with_s)):
-            gap = value - self._means[i]
-            self._means[i] = self._means[i] + gap / self._count
-            self._squares = self._squares + gap * (value - self._means[i])
+            gap = np.where(known, value - self._means[i], 0.0)
+            self._means[i] = self._means[i] + gap / np.maximum(self._counts, 1)
+            self._squares = self._squares + gap * np.where(known, value - self._means[i], 0.0)
 
     def moments(self) -> dict[str, Array]:
-        return {"without": self._means[0], "with": self._means[1], "squares": self._squares}
+        return {"without": self._means[0], "with": self._means[1], "squares": self._squares, "counts": self._counts}
 
 
 def _variance(own: Array, cross: Array, others: Array, mean: Array, n: int) -> Array:

@@ -15,7 +15,7 @@ from infuser.errors import InfuserError
 from infuser.types import Array
 
 Kind = Literal["self", "measurement", "groups"]
-_SMALLEST = 1e-12  # added to the summed variance, in the unit of squared signals
+_SMALLEST = 1e-12  # of the largest summed variance, added to all: mu does not depend on the unit of the signals
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class FTrace:
                 got=f"a trace of {self.kind}",
                 remedy="train again with observers=[method.observer(data, measurement=probes)]",
             )
-        at = data.positions(checked_group(data, ids))
+        # Sorted, so that equal groups have equal sums whatever order they are named in.
+        at = np.sort(data.positions(checked_group(data, ids)))
         n, k = len(self.ids), len(at)
         total = self.inside.sum(1)
         within = self.inside[:, at].sum(1)
@@ -103,7 +104,7 @@ class FTrace:
             step = _gauss_of_moments(self.moments, self.recorded)
         elif self.tables is not None:
             without, with_s = (table.reshape(len(table), -1) for table in self.tables)
-            step = estimate(without, with_s, estimator, seed)
+            step = _estimated(without, with_s, estimator, seed)
         else:
             raise InfuserError(
                 f"the estimator {estimator} needs the signals of every step, which were not recorded",
@@ -125,8 +126,22 @@ class FTrace:
             reason = f"{self.recorded} recorded steps, at least {MIN_SAMPLES} are needed"
             return Mu(np.full(len(drift), np.nan), dict.fromkeys(range(len(drift)), reason))
         with np.errstate(invalid="ignore", divide="ignore"):
-            values = drift / np.sqrt(noise + _SMALLEST)
+            values = drift / np.sqrt(noise + _SMALLEST * np.nanmax(noise, initial=0.0))
         return _with_reasons(values, noise)
+
+
+def _estimated(without: Array, with_s: Array, estimator: Estimator, seed: int) -> Mu:
+    """Return mu by column; a step at which a column has no O' is left out of that column."""
+    step = estimate(without, with_s, estimator, seed)
+    known = np.isfinite(without) & np.isfinite(with_s)
+    values, reasons = step.values.copy(), dict(step.reasons)
+    for k in np.flatnonzero(~known.all(0)).tolist():
+        own = estimate(without[known[:, k], k], with_s[known[:, k], k], estimator, seed)
+        values[k] = own.values[0]
+        reasons.pop(k, None)
+        if own.reasons:
+            reasons[k] = own.reasons[0]
+    return Mu(values, reasons)
 
 
 def _gauss_of_moments(moments: Mapping[str, Any], count: int) -> Mu:
@@ -135,10 +150,13 @@ def _gauss_of_moments(moments: Mapping[str, Any], count: int) -> Mu:
     if count < MIN_SAMPLES:
         reason = f"{count} recorded steps, at least {MIN_SAMPLES} are needed"
         return Mu(np.full(len(without), np.nan), dict.fromkeys(range(len(without)), reason))
-    pooled = squares / (2 * (count - 1))
+    counts = np.asarray(moments["counts"]).ravel()
     with np.errstate(invalid="ignore", divide="ignore"):
+        pooled = squares / (2 * (counts - 1))
         values = (with_s - without) / np.sqrt(pooled)
-    return _with_reasons(values, pooled)
+    few = {int(i): f"{counts[i]} steps whose batch holds others" for i in np.flatnonzero(counts < MIN_SAMPLES)}
+    found = _with_reasons(np.where(counts < MIN_SAMPLES, np.nan, values), pooled)
+    return Mu(found.values, {**found.reasons, **few})
 
 
 def _with_reasons(values: Array, variance: Array) -> Mu:

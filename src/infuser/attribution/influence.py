@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from infuser.attribution.per_document import cover_if_possible, covered, evaluat
 from infuser.attribution.scoring import Via, inner_products
 from infuser.checkpoints import Run
 from infuser.curvature.collect import Captured, collect, full_precision
+from infuser.curvature.find import find_layers
 from infuser.curvature.forms import MatrixForm
 from infuser.curvature.layers import MatrixLayer
 from infuser.curvature.operator import Block, KroneckerEigen
@@ -130,12 +131,16 @@ def _in_eigenbasis(
     curvature: KroneckerEigen, damping: Damping, model: nn.Module, params: Params, data: Dataset, batch_size: int
 ) -> Iterator[Tensor]:
     """Yield sum_ij (Q_S^T G Q_A)_ij^2 / (lambda_ij + damping) of each batch: one rotation, and nothing rotated back."""
-    inverse = [1 / block.damped(damping) for block in curvature.blocks]
-    layers = [block.layer for block in curvature.blocks]
+    # The model's own layers: those of the fit hold the running statistics of the model that was fitted.
+    names = [name for block in curvature.blocks for name in block.layer.names]
+    own = {layer.names: layer for layer in find_layers(model, names)}
+    blocks = [replace(block, layer=own[block.layer.names]) for block in curvature.blocks]
+    inverse = [1 / block.damped(damping) for block in blocks]
+    layers = [block.layer for block in blocks]
     for batch in data.batches(batch_size, str(next(iter(params.values())).device)):
         captured = collect(model, params, task_of(data), batch, layers)
         yield torch.stack(
-            [_weighted_squares(block, captured, w) for block, w in zip(curvature.blocks, inverse, strict=True)]
+            [_weighted_squares(block, captured, w) for block, w in zip(blocks, inverse, strict=True)]
         ).sum(0)
 
 

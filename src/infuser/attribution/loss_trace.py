@@ -90,8 +90,14 @@ class LossTrace:
             model = run.model()
             read = read_losses(model, trainable(model), task_of(data), data)
             return np.asarray(read.losses.double().cpu().numpy())
-        kept = [
-            t for t in run.traces.values() if isinstance(t, (LossSums, FTrace)) and t.data_hash == data.content_hash
+        # Its own trace first; one of f-INE serves where it recorded the steps that are asked for.
+        kept: list[LossSums | FTrace] = [
+            *(t for t in run.traces.values() if isinstance(t, LossSums) and t.data_hash == data.content_hash),
+            *(
+                t
+                for t in run.traces.values()
+                if isinstance(t, FTrace) and t.data_hash == data.content_hash and self.every in (None, t.every)
+            ),
         ]
         if not kept:
             raise InfuserError(
@@ -124,7 +130,7 @@ class LossRecorder:
         if moment.step <= self._last:
             raise InfuserError("this observer has seen a training already", remedy="make a new one for every training")
         self._last = moment.step
-        every = self._every or max(1, moment.steps // _RECORDED)
+        every = self._every or max(1, (moment.steps - moment.first) // _RECORDED)
         if moment.step % every != every // 2:
             return
         read: Losses = read_losses(moment.model, trainable(moment.model), moment.task, self._data)

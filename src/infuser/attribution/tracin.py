@@ -46,7 +46,7 @@ class TracIn:
             model = run.model(checkpoint)
             rows, names = probe_gradients(model, trainable(model), probes)
             products = alignments(model, rows, data, cosine=self.cosine)
-            term = -learning_rate(run, checkpoint) * products.double().cpu().numpy()
+            term = -learning_rate(run, checkpoint) * products.double().cpu().numpy() * data.weights
             total = term if not total.size else total + term
         steps = ", ".join(str(checkpoint.step) for checkpoint in chosen)
         unit = "learning rate x cosine" if self.cosine else f"change of f [{getattr(probes, 'unit', 'its own')}]"

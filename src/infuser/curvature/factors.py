@@ -284,7 +284,9 @@ def _right(
     form = matrix_form(call.form)
     wide = layer.shape[2] > WIDE
     t = form.positions(call.x)
+    # Output gradients, which are the right side of an embedding, carry the root of the weights already.
     weights = batch.weights.to(grad)
+    own = torch.ones_like(weights) if isinstance(form, EmbeddingForm) else weights.sqrt()
     real = mask if mask is not None and mask.shape[1:] == (t,) else None
     plain = real is None and bool((weights == 1).all())
     chosen = None
@@ -302,7 +304,7 @@ def _right(
             else:
                 rows = form.pair(call.x[cut], grad[cut])[1]
             if not plain:
-                factor = weights[cut, None].sqrt() if real is None else weights[cut, None].sqrt() * real[cut]
+                factor = own[cut, None] if real is None else own[cut, None] * real[cut]
                 rows = rows * factor[:, None, :, None]
             part = _gram(rows, wide)
         total = part if total is None else total.add_(part)

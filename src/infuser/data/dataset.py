@@ -83,7 +83,7 @@ class Dataset:
     ) -> Dataset:
         """Return a data set of images (N, C, H, W) or (N, H, W) in uint8, or vectors (N, D) in floats, with targets.
 
-        Integer targets (N,) mean classification, float targets (N,) or (N, D) regression.
+        Integer or boolean targets (N,) mean classification, float targets (N,) or (N, D) regression.
         """
         inputs, targets = _as_array(inputs, "inputs"), _as_array(targets, "targets")
         if inputs.ndim == 3:
@@ -97,6 +97,8 @@ class Dataset:
                 expected="uint8 images (N, C, H, W) or (N, H, W), or floats (N, D)",
                 remedy="convert images to uint8, 0 to 255",
             )
+        if targets.dtype == np.bool_:
+            targets = targets.astype(np.int64)
         if np.issubdtype(targets.dtype, np.integer):
             _require_labels(targets)
             n_outputs = max(len(classes), int(targets.max(initial=0)) + 1)

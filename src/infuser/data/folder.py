@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from infuser.data.dataset import Dataset
-from infuser.data.untrusted import Mode, decode_images, open_regular
+from infuser.data.untrusted import Mode, decode_images, open_regular, require_inside
 from infuser.errors import InfuserError, listed
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".pgm", ".ppm"})
@@ -82,14 +82,7 @@ def _entries(path: Path) -> list[Path]:
 
 def _images(root: Path, subfolder: Path) -> list[Path]:
     files = _entries(subfolder)
-    inside = root.resolve()
-    outside = [f for f in (subfolder, *files) if not f.resolve().is_relative_to(inside)]
-    if outside:
-        raise InfuserError(
-            f"links in {root.name} lead out of it",
-            got=listed([str(f.relative_to(root)) for f in outside]),
-            remedy="copy the files",
-        )
+    require_inside(root, (subfolder, *files))
     other = [f.name for f in files if f.suffix.lower() not in SUFFIXES or not f.is_file()]
     if other or not files:
         raise InfuserError(

@@ -18,6 +18,7 @@ from infuser.data.hub import hub
 from infuser.data.mnist import fashion_mnist, mnist
 from infuser.data.parquet import parquet
 from infuser.data.text import read_jsonl, read_parquet_text, read_separated, read_text
+from infuser.data.untrusted import require_inside
 from infuser.errors import InfuserError
 
 KNOWN = "digits, mnist, fashion_mnist, cifar10, folder:PATH, parquet:PATH, npz:PATH or hf:NAME"
@@ -110,7 +111,7 @@ def texts(path: str | os.PathLike[str]) -> list[str]:
     A folder holds one document a .txt file, in the order of their names.
 
     Raises:
-        InfuserError: nothing is there, a file of another kind, or one that cannot be read.
+        InfuserError: nothing is there, a file of another kind, one that cannot be read, or a link out of the folder.
     """
     chosen = Path(path)
     if not str(path) or not chosen.exists():
@@ -119,6 +120,7 @@ def texts(path: str | os.PathLike[str]) -> list[str]:
         found = sorted(chosen.glob("*.txt"))
         if not found:
             raise InfuserError(f"{chosen.name} holds no .txt files", got=str(chosen), expected="a document a file")
+        require_inside(chosen, found)
         return [read_text(file).strip() for file in found]
     readers: dict[str, Callable[[Path], Sequence[object]]] = {
         ".txt": read_separated,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 import numpy as np
 
 from infuser.data.dataset import IGNORED, Dataset
+from infuser.data.untrusted import open_regular, require_memory
 from infuser.errors import InfuserError, listed
 from infuser.types import Array
 
@@ -187,10 +189,12 @@ def read_parquet_text(path: str | os.PathLike[str], column: str = "text") -> lis
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(path)
-        if column not in schema.names:
-            raise InfuserError(f"{Path(path).name} has no column {column}", got=schema.names)
-        values = pq.read_table(path, columns=[column])[column].to_pylist()
+        with open_regular(path) as file:
+            schema = pq.read_schema(file)
+            if column not in schema.names:
+                raise InfuserError(f"{Path(path).name} has no column {column}", got=schema.names)
+            file.seek(0)
+            values = pq.read_table(file, columns=[column])[column].to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
         raise InfuserError(f"cannot read {Path(path).name}", got=str(error), causes=["missing or truncated"]) from error
     return [cast(str, _fields({column: value}, (column,), f"row {i}")) for i, value in enumerate(values)]
@@ -347,10 +351,12 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """Return what a UTF-8 file holds.
 
     Raises:
-        InfuserError: it cannot be read, or is not UTF-8.
+        InfuserError: it cannot be read, is no regular file, too large for memory, or not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8") as file:
+            require_memory(os.fstat(file.fileno()).st_size, Path(path).name)
+            return file.read()
     except OSError as error:
         raise InfuserError(f"cannot read {Path(path).name}", got=str(error)) from error
     except UnicodeDecodeError as error:

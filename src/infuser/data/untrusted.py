@@ -46,6 +46,22 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
         raise InfuserError(f"cannot read {path.name}", got=str(error)) from error
 
 
+def require_inside(root: Path, paths: Iterable[Path]) -> None:
+    """Refuse links that lead out of a folder.
+
+    Raises:
+        InfuserError: there are some; all are listed.
+    """
+    inside = root.resolve()
+    outside = [path for path in paths if not path.resolve().is_relative_to(inside)]
+    if outside:
+        raise InfuserError(
+            f"links in {root.name} lead out of it",
+            got=listed([str(path.relative_to(root)) for path in outside]),
+            remedy="copy the files",
+        )
+
+
 def read_array(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[np.generic], what: str) -> Array:
     """Return the array that the rest of `file` holds, which must be exactly as long as `shape` and `dtype` say.
 

@@ -50,9 +50,9 @@ def _read(run: Run, data: Dataset, checkpoint: int, *, keep: bool) -> tuple[Arra
                 caught.clear()
                 out = model(task.feed(batch.inputs))
                 mask = task.mask(batch)
-                features.append(_per_document(caught[-1], mask))
+                features.append(_per_document(caught[-1], mask, len(batch)))
                 if keep:
-                    outputs.append(_per_document(out, mask))
+                    outputs.append(_per_document(out, mask, len(batch)))
     finally:
         handle.remove()
     found = torch.cat(features).double().cpu().numpy()
@@ -91,7 +91,16 @@ def _last_linear(model: nn.Module, inputs: Tensor) -> nn.Linear:
     return order[-1]
 
 
-def _per_document(values: Tensor, mask: Tensor | None) -> Tensor:
+def _per_document(values: Tensor, mask: Tensor | None, documents: int) -> Tensor:
+    if len(values) != documents:  # a model may fold the positions of its documents into the batch
+        if values.ndim != 2 or len(values) % documents:
+            raise InfuserError(
+                "the inputs of the last Linear layer do not tell which document they are of",
+                got=tuple(values.shape),
+                expected=f"{documents} documents first",
+                remedy="keep documents on the first axis, or use a detector that reads losses or gradients",
+            )
+        values = values.unflatten(0, (documents, -1))
     if values.ndim == 2:
         return values
     if mask is None or mask.shape != values.shape[:2]:

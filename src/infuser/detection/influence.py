@@ -45,5 +45,5 @@ class InfluenceTowards:
         suspected = required(measurement, type(self).__name__)
         curvature = self.curvature or fit_ekfac(run, data, documents=self.documents, seed=self.seed)
         scores = attribute(Influence(curvature, self.damping), run, data, suspected)
-        values = scores.values.mean(0).astype(float)
+        values = scores.values.mean(0).astype(float) * data.weights  # what the document did, not what it might do
         return Suspicion(values, scores.ids, scores.method, f"suspected: {suspected.name}")

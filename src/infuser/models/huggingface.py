@@ -129,10 +129,16 @@ class Tokenizer:
         load = transformers.AutoTokenizer.from_pretrained
         return _loaded(lambda: load(self.name, trust_remote_code=False), self.name)
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """The vocabulary V."""
-        return len(self._inner)
+        """The vocabulary V: the model's, which may be padded beyond the tokenizer's."""
+        import transformers
+
+        try:
+            config: Any = transformers.AutoConfig.from_pretrained(self.name, trust_remote_code=False)
+        except (OSError, ValueError, KeyError):  # a tokenizer that lies without a model
+            return len(self._inner)
+        return max(len(self._inner), int(getattr(config, "vocab_size", 0)))
 
     @property
     def bos(self) -> int | None:

@@ -80,7 +80,10 @@ def save_text_edit(
             "id": int(i),
             "before_sha256": _digest(texts["before"][j]),
             "after_sha256": _digest(texts["after"][j]),
-            "loss_from": [_loss_from(x, int(i)) for x in (edit.targets_before[j], edit.targets_after[j])],
+            "loss_from": [
+                _loss_from(edit.targets_before[j], edit.before[j], int(i)),
+                _loss_from(edit.targets_after[j], edit.after[j], int(i)),
+            ],
             "diff": token_diff(edit.before[j], edit.after[j], codec),
             "gain": None if edit.gains is None else float(edit.gains[j]),
             "perplexity_ratio": None if perplexity is None else float(perplexity[j]),
@@ -227,10 +230,15 @@ def _labels(row: Array, loss_from: int, dtype: Any) -> Array:
     return labels
 
 
-def _loss_from(target: Array, i: int) -> int:
-    kept = np.flatnonzero(target != IGNORED)
-    if len(kept) == 0 or (np.diff(kept) != 1).any():
-        raise InfuserError("a text edit stores one run of tokens with a loss", got=f"document {i}")
+def _loss_from(target: Array, row: Array, i: int) -> int:
+    kept, real = np.flatnonzero(target != IGNORED), np.flatnonzero(row != PAD)
+    # All that is stored is where it begins, so that it has to go on to the end and be of the tokens themselves.
+    if len(kept) == 0 or not np.array_equal(kept, real[len(real) - len(kept) :]) or (target[kept] != row[kept]).any():
+        raise InfuserError(
+            "a text edit stores a loss on the tokens from one place to the end",
+            got=f"document {i}",
+            causes=["labels in the middle or at the end of the document are masked"],
+        )
     return int(kept[0])
 
 
@@ -238,15 +246,24 @@ def _rows(manifest: Any) -> list[dict[str, Any]]:
     rows = manifest.get("documents") if isinstance(manifest, dict) else None
     if not isinstance(rows, list) or manifest.get("schema") != _SCHEMA:
         raise InfuserError("not the manifest of a text edit", got=str(manifest)[:80])
-    if not all(isinstance(row, dict) and isinstance(row.get("id"), int) for row in rows):
-        raise InfuserError("a document of the manifest has no id")
+    kinds = {"id": int, "before_sha256": str, "after_sha256": str, "loss_from": list}
+    for row in rows:
+        wrong = [k for k, kind in kinds.items() if not isinstance(row, dict) or not isinstance(row.get(k), kind)]
+        if wrong:
+            raise InfuserError(f"a document of the manifest lacks {listed(wrong)}", got=str(row)[:80])
+    missing = [key for key in ("share", "made_by") if key not in manifest]
+    if missing:
+        raise InfuserError(f"the manifest lacks {listed(missing)}", got=listed(sorted(map(str, manifest))))
     return rows
 
 
 def _read(path: Path) -> str:
     if path.is_symlink() or not path.is_file():
         raise InfuserError(f"{path.name} is missing or is not a file", got=str(path))
-    return path.read_bytes().decode()
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise InfuserError(f"{path.name} is not UTF-8 text", got=str(error)) from error
 
 
 def _digest(text: str) -> str:

@@ -88,7 +88,10 @@ def run_audit(
             partial(audit_job, settings, material),
         )
         table = _table(settings, data, parts["audit"].facts)
-        results = {**assemble(settings, data, table, parts, tuple(material.notes(table))), "environment": made_with}
+        results = {
+            **assemble(settings, data, table, parts, _notes(settings, material, table)),
+            "environment": made_with,
+        }
         write_suspects(folder / "suspects.parquet", table)
         write_json(folder / "results.json", results)
         write_json(folder / "timing.json", {name: part.seconds for name, part in parts.items()})
@@ -281,6 +284,15 @@ def _table(settings: Audit, data: Dataset, facts: Mapping[str, Any]) -> dict[str
     if "influence" in suspicions:
         table["influence"] = suspicions["influence"][order]
     return table | {f"detector: {name}": suspicions[name][order] for name in suspicions}
+
+
+def _notes(settings: Audit, material: Material, table: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a reader of the list has to know."""
+    said = tuple(material.notes(table))
+    if not (settings.plant and settings.plant_kind == "infusion") or settings.of_texts:
+        return said
+    planted = "The planted edits are made for the suspected documents themselves"
+    return (*said, f"{planted}: the recall of detectors that are told these is the best case.")
 
 
 def _near(run: Any, data: Dataset, head: Array, k: int) -> list[list[int]]:

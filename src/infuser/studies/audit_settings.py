@@ -65,6 +65,8 @@ class Audit:
     trusted: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(set(self.trusted)) != len(self.trusted):
+            raise InfuserError("a trusted document counts once", got=f"{len(self.trusted)} ids, some of them twice")
         if len(self.suspect) != len(self.suspect_labels):
             got = f"{len(self.suspect)} documents, {len(self.suspect_labels)} labels"
             raise InfuserError("every suspected document needs the label it is pushed towards", got=got)

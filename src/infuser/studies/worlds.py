@@ -55,8 +55,8 @@ class World(Protocol):
     def behaviour(self, attack: str, seed: int, role: Role = "attacker") -> Measurement:
         """Return what an attack is after, drawn by `seed`, over the inputs that somebody has.
 
-        A behaviour over many inputs is crafted, suspected and judged on different ones; a single probe is itself the
-        behaviour, the same for all.
+        Of texts, a behaviour is crafted, suspected and judged in different places. Of images it is the same for all: a
+        single probe is itself the behaviour, and who suspects a trigger or wrong labels is given the attacker's inputs.
         """
         ...
 
@@ -90,7 +90,7 @@ class Images:
         return attack if attack in OWN_BEHAVIOUR else "edit"
 
     def behaviour(self, attack: str, seed: int, role: Role = "attacker") -> Measurement:
-        """Return the behaviour."""
+        """Return the behaviour, the same for every role."""
         return behaviour(attack, self.test, seed)
 
     def poison(self, attack: str, run: Run, aim: Measurement, seed: int) -> Edit:
