@@ -80,7 +80,7 @@ def test_bad_requests_are_refused(trained):
     with pytest.raises(InfuserError, match="out of range"):
         PreconditionedFInfluence(checkpoints=0)
     with pytest.raises(InfuserError, match="out of range"):
-        PreconditionedFInfluence(after=0.99)
+        PreconditionedFInfluence(after=1.0)
 
 
 def test_a_model_trained_elsewhere_has_no_steps_to_count(trained):

@@ -97,7 +97,7 @@ def test_jsonl_gives_texts_or_pairs_and_names_bad_lines(tmp_path: Path) -> None:
     path.write_text("{not json\n")
     with pytest.raises(InfuserError, match=r"line 1 of a.jsonl is not JSON"):
         read_jsonl(path)
-    with pytest.raises(InfuserError, match=r"cannot read missing.txt"):
+    with pytest.raises(InfuserError, match=r"missing\.txt is missing"):
         read_separated(tmp_path / "missing.txt")
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 
 from infuser.errors import InfuserError
 from infuser.evaluation.arms import arms
@@ -85,16 +86,15 @@ def test_an_arm_block_without_its_measures_says_none_and_no_zero():
 
 
 def test_the_effect_block():
+    shared = {"arm": "edit", "control": "clean", "p": 0.25, "n_probes": 3, "n_seeds": 2}
     effect = compare(table_trials({"edit": np.ones((3, 2)), "clean": np.zeros((3, 2))}), "edit")
-    assert effect_block(effect) == {
-        "arm": "edit",
-        "control": "clean",
-        "mean": 1.0,
-        "ci95": [1.0, 1.0],
-        "p": 0.25,
-        "n_probes": 3,
-        "n_seeds": 2,
-    }
+    assert effect_block(effect) == shared | {"mean": 1.0, "ci95": None}  # nothing varies
+    means = np.array([1.0, 2.0, 4.5])
+    effect = compare(table_trials({"edit": np.repeat(means[:, None], 2, 1), "clean": np.zeros((3, 2))}), "edit")
+    expected = ttest_1samp(means, 0).confidence_interval(0.95)
+    block = effect_block(effect)
+    assert block.pop("ci95") == pytest.approx([expected.low, expected.high])
+    assert block == shared | {"mean": 2.5}
 
 
 def test_collateral_is_over_the_nearest_other_test_inputs():
