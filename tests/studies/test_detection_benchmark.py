@@ -93,6 +93,17 @@ def test_removal_is_told_against_the_poisoned_model() -> None:
     assert set(part.trials) == {"scratch"}
 
 
+def test_seeds_whose_behaviours_have_other_names_are_pooled() -> None:
+    facts = [
+        {"attack": "swap", "seed": seed, "intact": "loss", "removal": {"clean": {name: value, "loss": -value}}}
+        for seed, (name, value) in enumerate([("dog over cat", 1.0), ("fish over bird", 2.0), ("a", 6.0)])
+    ]
+    intact, behaviour = benchmark.removal_rows("swap", facts)
+    assert (intact["measure"], intact["per_seed"]) == ("loss", [-1.0, -2.0, -6.0])
+    assert (behaviour["measure"], behaviour["value"], behaviour["n"]) == (benchmark.BEHAVIOUR, 3.0, 3)
+    assert [row["measure"] for row in benchmark.removal_rows("swap", facts[:1])] == ["loss", "dog over cat"]
+
+
 def test_finished_jobs_are_not_done_again(
     finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ from infuser.training import without_traces
 from infuser.types import Arm, Array, Edit, Estimate, Measurement, Recipe, Suspicion, Trials
 
 SCHEMA = 1
+BEHAVIOUR = "the seed's behaviour"  # in rows over seeds whose behaviours have names of their own
 STORIES = 1500  # texts of the benchmark on stories
 _SHOWN = ("roc_auc", "recall_at_k")  # drawn in the report; all are in results.json
 
@@ -320,10 +321,18 @@ def removal_rows(attack: str, facts: Sequence[Mapping[str, Any]]) -> Iterator[di
     """Yield one row per arm and measure: mean change against the poisoned arm over seeds, with its interval."""
     of = [fact for fact in facts if fact["attack"] == attack and "removal" in fact]
     for arm in sorted(of[0]["removal"]) if of else ():
-        for measure in sorted(of[0]["removal"][arm]):
-            values = [fact["removal"][arm][measure] for fact in of]
+        for intact in (True, False):
+            # Every seed has a behaviour of its own, and one name for what has to stay intact.
+            found = [
+                (name, value)
+                for fact in of
+                for name, value in fact["removal"][arm].items()
+                if (name == fact["intact"]) == intact
+            ]
+            names = list(dict.fromkeys(name for name, _ in found))
+            measure = names[0] if len(names) == 1 else BEHAVIOUR
             common = {"attack": attack, "arm": arm, "control": "poisoned", "measure": measure}
-            yield {**common, **estimated(values, [fact["seed"] for fact in of])}
+            yield {**common, **estimated([value for _, value in found], [fact["seed"] for fact in of])}
 
 
 def estimated(values: Sequence[float], seeds: Sequence[int]) -> dict[str, Any]:
