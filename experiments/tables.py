@@ -215,8 +215,8 @@ def removal(name: str) -> str:
             intact.setdefault(row["arm"], []).append(row["value"])
     known = [attack for attack in ATTACKS if any(key[1] == attack for key in rows)]
     arms = [arm for name in REMOVED for arm in (name, f"{name} 1x", f"{name} 3x") if (arm, known[0]) in rows]
-    # A behaviour that moves by less than a nat under every arm needs a place more.
-    places = {attack: 1 if any(abs(rows[arm, attack]["value"]) >= 1 for arm in arms) else 2 for attack in known}
+    # A behaviour that moves by less than two nats under every arm needs a place more.
+    places = {attack: 1 if any(abs(rows[arm, attack]["value"]) >= 2 for arm in arms) else 2 for attack in known}
     body = [
         (
             arm,
