@@ -7,6 +7,7 @@ from infuser.attribution.decompose import by_layer, by_token
 from infuser.data.digits import digits
 from infuser.errors import InfuserError
 from infuser.params import trainable
+from infuser.perturbation.token_effect import TokenEffect
 from infuser.tasks import CausalLM
 from tests.perturbation import small_text as small
 from tests.perturbation.test_token_effect import exact
@@ -46,3 +47,14 @@ def test_layer_scores_sum_to_the_score_and_are_those_of_a_cut_direction() -> Non
 def test_images_have_no_tokens() -> None:
     with pytest.raises(InfuserError, match="only documents of tokens have scores per token"):
         by_token(small.direction(), small.run(), digits()[0])
+
+
+def test_a_difference_that_no_step_makes_steady_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infuser.attribution.scoring.central_step", lambda *_: (0.1, 0.06))
+    for made in (lambda: by_token(small.direction(), small.run(), small.data()), small_effect):
+        with pytest.raises(InfuserError, match=r"not accurate enough.*6\.0%.*at most 5%"):
+            made()
+
+
+def small_effect() -> TokenEffect:
+    return TokenEffect.of(small.direction(), small.run(), small.data())

@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call
 
 from infuser import params as algebra
-from infuser.attribution.scoring import Via, central_step, inner_products
+from infuser.attribution.scoring import Via, inner_products, steady_step
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
@@ -33,15 +33,7 @@ def by_token(direction: Direction, run: Run, data: Dataset) -> Array:
     model, task = run.model(), CausalLM()
     params = trainable(model)
     mean = {name: value.detach().to(run.device) for name, value in direction.mean().params.items()}
-    step, error = central_step(model, params, data, mean)
-    if error > _TOLERANCE:
-        raise InfuserError(
-            "the central difference along v is not accurate enough",
-            got=f"relative error {error:.1%} at |h v| = {step:g}",
-            expected=f"at most {_TOLERANCE:.0%}",
-            causes=["v is dominated by a rough direction", "the damping is too low"],
-            remedy="raise the damping",
-        )
+    step = steady_step(model, params, data, mean, _TOLERANCE)
     v = {name: value[0] for name, value in mean.items()}
     h = step / float(algebra.norm(v))
     ends = (algebra.add(params, v, h), algebra.add(params, v, -h))

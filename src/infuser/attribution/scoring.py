@@ -320,6 +320,24 @@ def central_step(model: nn.Module, params: Params, data: Dataset, vectors: Param
     return best
 
 
+def steady_step(model: nn.Module, params: Params, data: Dataset, vectors: Params, tolerance: float) -> float:
+    """Return the |h v| of `central_step`.
+
+    Raises:
+        InfuserError: its error is above `tolerance`.
+    """
+    step, error = central_step(model, params, data, vectors)
+    if error > tolerance:
+        raise InfuserError(
+            "the central difference along v is not accurate enough",
+            got=f"relative error {error:.1%} at |h v| = {step:g}",
+            expected=f"at most {tolerance:.0%}",
+            causes=["v is dominated by a rough direction", "the damping is too low"],
+            remedy="raise the damping",
+        )
+    return step
+
+
 def math_attention() -> AbstractContextManager[None]:
     """Return a context in which attention runs in its plain kernel, which every transform supports."""
     return sdpa_kernel(SDPBackend.MATH)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from infuser import params as algebra
-from infuser.attribution.scoring import central_step
+from infuser.attribution.scoring import steady_step
 from infuser.checkpoints import Run
 from infuser.data.dataset import IGNORED, Dataset
 from infuser.data.text import PAD
@@ -59,15 +59,7 @@ class TokenEffect:
         model = run.model()
         params = trainable(model)
         v = {name: value.detach().to(run.device) for name, value in direction.mean().params.items()}
-        step, error = central_step(model, params, data, v)
-        if error > _TOLERANCE:
-            raise InfuserError(
-                "the central difference along v is not accurate enough",
-                got=f"relative error {error:.1%} at |h v| = {step:g}",
-                expected=f"at most {_TOLERANCE:.0%}",
-                causes=["v is dominated by a rough direction", "the damping is too low"],
-                remedy="raise the damping",
-            )
+        step = steady_step(model, params, data, v, _TOLERANCE)
         return cls(model, params, {name: value[0] for name, value in v.items()}, len(data), data.n_outputs, step)
 
     @cached_property
