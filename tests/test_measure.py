@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from scipy.special import log_softmax
 import infuser as inf
 from infuser import measure
 from infuser.checkpoints import build
-from infuser.data import Dataset
+from infuser.data import Dataset, digits
 from infuser.errors import InfuserError
 from infuser.measure import Contrastive, Correct, Custom, LogProb, Losses, Margin, MeanLoss, Probability
 from infuser.params import flatten, trainable, unflatten
@@ -185,3 +187,36 @@ def test_predictions_and_names(model):
         name = "mine"
 
     assert measure.query_names(Bare(), 2) == ("mine 0", "mine 1")
+
+
+class Own:
+    """A measurement of one's own that is no dataclass."""
+
+    name, unit = "own", "nats"
+
+    def __init__(self, *queries):
+        self.queries = queries
+
+    def __call__(self, model, params):
+        return torch.zeros(len(self.queries))
+
+
+def test_measurements_are_told_apart_by_all_that_they_are():
+    few = digits()[1]
+    few = few[few.ids[:2]]
+    other = replace(few, inputs=255 - few.inputs)
+    made = [
+        measure.LogProb(few),
+        measure.LogProb(other),
+        measure.Margin(few),
+        measure.LogProb(few, labels=(few.targets + 1) % 10),
+        measure.Contrastive(few, [0, 0], against=[1, 1]),
+        measure.Contrastive(few, [0, 0], against=[2, 2]),
+        measure.Custom(len, name="one"),
+        measure.Custom(len, name="two"),
+        Own("a"),
+        Own("b"),
+    ]
+    assert len({measure.identity(each) for each in made}) == len(made)
+    assert measure.identity(measure.LogProb(replace(few))) == measure.identity(made[0])
+    assert measure.identity(Own("a")) == measure.identity(made[-2])

@@ -292,11 +292,13 @@ class Custom:
 
 
 def identity(measurement: Measurement) -> str:
-    """Return a digest that tells two measurements apart: their kind, documents, labels and settings.
+    """Return a digest that tells two measurements apart: their name, queries, documents, labels and settings.
 
-    A function inside counts by its module and name: two of one name in one place are told apart by Custom's own name.
+    What is no dataclass, and a function inside, counts by its type or name alone: such measurements are told apart by
+    their own names and queries.
     """
-    return hashlib.sha256("\n".join(_parts(measurement)).encode()).hexdigest()[:16]
+    named = (measurement.name, *getattr(measurement, "queries", ()))
+    return hashlib.sha256("\n".join([*named, *_parts(measurement)]).encode()).hexdigest()[:16]
 
 
 def _parts(value: Any) -> Iterator[str]:
