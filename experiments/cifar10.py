@@ -142,11 +142,11 @@ def results(case: Case) -> dict[str, Any] | None:
     if not probes:
         return None
     parts = {}
-    for q in probes:
-        made = {spec.arm: edits([spec], [q])[0] for spec in arms}
+    made = {spec.arm: edits([spec], probes) for spec in arms}
+    for i, q in enumerate(probes):
         found = [pooled(outcomes(jobs(case, spec, [q])), case, spec, q) for spec in arms]
         trials = {name: Trials.concat([part.trials[name] for part in found]) for name in found[0].trials}
-        parts[f"probe-{q}"] = Part(trials, made["edit"].edit, made["edit"].facts)
+        parts[f"probe-{q}"] = Part(trials, made["edit"][i].edit, made["edit"][i].facts)
     first = case.arms[0]
     settings = Experiment(
         data="cifar10",
@@ -170,7 +170,12 @@ def results(case: Case) -> dict[str, Any] | None:
     known = all_probes(case.world).queries
     shared = {name: restricted(trials, study, known) for name, trials in clean.trials.items()}
     parts = {"clean": Part(shared, None, {}), **parts}
-    return {**assemble(study, parts), "recipes": {name: vars(RECIPES[name]) for name in case.victims}}
+    distances = {
+        arm: {fact: float(np.mean([part.facts[fact] for part in of])) for fact in ("linf_255_max", "ssim_mean")}
+        for arm, of in made.items()
+    }
+    recipes = {name: vars(RECIPES[name]) for name in case.victims}
+    return {**assemble(study, parts), "distances": distances, "recipes": recipes}
 
 
 def pooled(parts: Mapping[str, Part], case: Case, spec: Spec | None, q: int) -> Part:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ttest_1samp
+from scipy.stats import binomtest, ttest_1samp
 
 from infuser.errors import InfuserError
 from infuser.evaluation.arms import arms
@@ -72,6 +72,8 @@ def test_the_arm_block_holds_what_the_tables_say():
     assert block["raised"] == (per_probe > 0).mean()
     assert block["flips"] == ((edit > 0.4).mean(1) > 0.5).sum()
     assert (block["n"], block["n_nontrivial"]) == (9, 9)
+    expected = binomtest(block["flips"], 9).proportion_ci(0.95, "wilson")
+    assert block["flips_ci95"] == pytest.approx([expected.low, expected.high])
     assert block["log_odds"] == pytest.approx(10 * per_probe.mean())
     assert block["test_accuracy"] == pytest.approx(0.9)
     itself = arm_block(trials, "clean")
@@ -81,7 +83,7 @@ def test_the_arm_block_holds_what_the_tables_say():
 
 def test_an_arm_block_without_its_measures_says_none_and_no_zero():
     block = arm_block(table_trials({"edit": np.ones((3, 2)), "clean": np.zeros((3, 2))}), "edit")
-    assert block["mean_delta_p"] is block["flips"] is block["test_accuracy"] is None
+    assert block["mean_delta_p"] is block["flips"] is block["flips_ci95"] is block["test_accuracy"] is None
     assert (block["log_odds"], block["n"]) == (1, 3)
 
 

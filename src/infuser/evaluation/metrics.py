@@ -149,9 +149,11 @@ def arm_block(trials: Trials, arm: str, control: str = "clean") -> dict[str, Any
     """Return what results.json says of an arm against its control; measures that were not taken are None.
 
     `ci95` is the interval of mean_delta_p; `raised` the share of probes whose mean probability rises; `flips` counts
-    non-trivial probes; `log_odds` is the mean change; `test_accuracy` the mean itself.
+    non-trivial probes, `flips_ci95` is the Wilson interval of their share; `log_odds` is the mean change;
+    `test_accuracy` the mean itself.
     """
-    block: dict[str, Any] = dict.fromkeys(("mean_delta_p", "median_delta_p", "ci95", "raised", "flips", "n_nontrivial"))
+    block: dict[str, Any] = dict.fromkeys(("mean_delta_p", "median_delta_p", "ci95", "raised"))
+    block |= dict.fromkeys(("flips", "n_nontrivial", "flips_ci95"))
     block |= {"n": len({probe for probe in trials.where(arm=arm).probe.tolist() if probe}) or 1}
     measured = set(trials.where(arm=arm).measure.tolist())
     if "probability" in measured:
@@ -163,7 +165,9 @@ def arm_block(trials: Trials, arm: str, control: str = "clean") -> dict[str, Any
         block |= {"n": len(pairs.probes)}
     if "correct" in measured:
         found = flips(trials, arm, control)
+        ends = found.share.interval
         block |= {"flips": len(found.flipped), "n_nontrivial": found.share.n}
+        block |= {"flips_ci95": None if ends is None else list(ends)}
     logs = PRIMARY in measured
     block["log_odds"] = float(paired(trials, arm, control, PRIMARY).difference.mean()) if logs else None
     rows = trials.where(arm=arm, measure="test_accuracy")
