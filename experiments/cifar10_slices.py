@@ -250,15 +250,17 @@ def retrained(job: Outcome) -> Part:
         edit = _edit_of(job.spec, job.probe)
         arm, measured = Arm(job.spec.arm, documents.apply(edit), edit.made_by), known[job.probe]
     with torch_threads(1):
-        trials = retrain(run_of(job.victim, job.world), [arm], measures(measured, test), (job.seed,), job.start)
+        wanted = measures(measured, known, test)
+        trials = retrain(run_of(job.victim, job.world), [arm], wanted, (job.seed,), job.start)
     return Part({job.start: trials}, None, {})
 
 
-def measures(probe: LogProb | Margin, test: Dataset) -> list[Measurement]:
-    """Return what is read off every retrained model."""
+def measures(probe: LogProb | Margin, known: LogProb | Margin, test: Dataset) -> list[Measurement]:
+    """Return what is read off every retrained model: its own probe, and the probabilities of all, see `placebo`."""
     documents, labels = probe.documents, probe.labels
     own = (Margin(documents, labels), LogProb(documents, labels), Probability(documents, labels))
-    return [*own, Correct(documents, labels), Distribution(probe), ClassAccuracy(judged(test)), collateral(test, probe)]
+    whole = (Distribution(known), ClassAccuracy(judged(test)), collateral(test, probe))
+    return [*own, Correct(documents, labels), *whole]
 
 
 def judged(test: Dataset) -> Dataset:
