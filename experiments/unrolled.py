@@ -7,7 +7,10 @@
 
 For each probe: scores and document gradients of EK-FAC beside those of the unrolled last epoch, on the run's own order
 and averaged over other orders; then edits of the same documents within the same ball along each of them, measured on
-the order that the exact ones were made for, on orders that nobody saw, from scratch, and on another architecture.
+what they were made for (`unrolled`: own order; `unrolled_orders`: crafted orders; `unrolled_scratch`: crafted scratch),
+on orders that nobody saw, from scratch, and on another architecture. All edit the documents that post_edit chose for
+EK-FAC, in as many steps of one size; the exact ascent replays training on the edited data at every step and keeps its
+last iterate, the other keeps its better one.
 Probes are parts: `run` goes on where it was stopped, `table` writes results/unrolled.json.
 """
 
@@ -32,6 +35,7 @@ from infuser.checkpoints import Run
 from infuser.curvature.ekfac import fit_ekfac
 from infuser.data import Dataset
 from infuser.data.source import load
+from infuser.evaluation.metrics import effect_block
 from infuser.evaluation.retrain import Start, retrain
 from infuser.evaluation.smoothness import metasmoothness, part_of
 from infuser.evaluation.stats import compare, mean_estimate
@@ -54,6 +58,7 @@ from infuser.types import Arm, Array, Builder, Edit, Estimate, Recipe, Trials
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "unrolled", ROOT / "experiments" / "results" / "unrolled.json"
 CRAFT, UNSEEN = (1, 2, 3), (11, 12, 13)  # orders that the averaged edit is made for, and orders for all
+DAMPING = 0.1
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ def bench(name: str) -> Bench:
     run = train(case.builder, data, case.recipe, folder=RUNS / name / "checkpoints")
     other = train(case.other, data, case.other_recipe, folder=RUNS / name / "other")
     probes = choose_probes(Experiment(probes=case.probes), run, test)
-    return Bench(case, data, run, other, probes, Influence(fit_ekfac(run, data, documents=None, positions=None), 0.1))
+    influence = Influence(fit_ekfac(run, data, documents=None, positions=None), DAMPING)
+    return Bench(case, data, run, other, probes, influence)
 
 
 def probe_job(shared: Bench, q: int) -> Part:
@@ -133,7 +139,12 @@ def probe_job(shared: Bench, q: int) -> Part:
     for name in ("edit", "unrolled"):
         made[f"half of {name}"] = part_of(made[name], 0.5)
     arms = [Arm("clean", data, ""), *(Arm(name, data.apply(edit), edit.made_by) for name, edit in made.items())]
-    trials = {"own order": retrain(run, arms, probe, (case.recipe.seed,), "last_epoch")}
+    trials = {
+        "own order": retrain(run, arms, probe, (case.recipe.seed,), "last_epoch"),
+        "crafted orders": retrain(run, arms, probe, CRAFT, "last_epoch"),
+    }
+    if "scratch" in case.regimes:
+        trials["crafted scratch"] = retrain(run, arms, probe, CRAFT[:1], "scratch")
     for regime in case.regimes:
         trials[regime] = retrain(run, arms, probe, UNSEEN, regime)
         trials[f"other architecture, {regime}"] = retrain(shared.other, arms, probe, UNSEEN, regime)
@@ -176,23 +187,37 @@ def run_case(name: str) -> None:
     shared = bench(name)
     jobs = {f"probe-{q:02d}": q for q in range(len(shared.probes))}
     keys = {job: key(name, shared, q) for job, q in jobs.items()}
+    write_json(RUNS / name / "made.json", {"keys": keys, "environment": environment()})
     completed(RUNS / name, shared.data, jobs, keys, Local(1), partial(probe_job, shared))
-    write_json(RUNS / name / "environment.json", environment())
 
 
 def key(name: str, shared: Bench, q: int) -> str:
-    case = {**asdict(CASES[name]), "builder": str(CASES[name].builder), "other": str(CASES[name].other)}
-    return key_of({"case": plain(case), "q": q, "weights": shared.run.checkpoints[-1].content_hash})
+    case = {**asdict(CASES[name]), "builder": told(CASES[name].builder), "other": told(CASES[name].other)}
+    weights = [run.checkpoints[-1].content_hash for run in (shared.run, shared.other)]
+    orders = {"crafted for": CRAFT, "measured on": UNSEEN}
+    made = {"case": plain(case), "q": q, "weights": weights, "orders": orders, "damping": DAMPING}
+    return key_of({**made, "packages": environment()["packages"]})
+
+
+def told(builder: Any) -> str:
+    """Return a builder's name and options: its own text holds an address, which no later process has."""
+    options = getattr(builder, "keywords", {})
+    return f"{getattr(builder, 'func', builder).__name__} {sorted(options.items())}"
 
 
 def table() -> None:
     """Write what is finished."""
     results: dict[str, Any] = {}
     for name, case in CASES.items():
-        paths = sorted((RUNS / name / "parts").glob("*.json"))
-        if len(paths) < 3:
+        made = RUNS / name / "made.json"
+        if not made.exists():
             continue
-        parts = [read_json(path) for path in paths]
+        keys = read_json(made)["keys"]
+        paths = {job: RUNS / name / "parts" / f"{job}.json" for job in keys}
+        found = {job: read_json(path) for job, path in paths.items() if path.exists()}
+        parts = [part for job, part in found.items() if part["key"] == keys[job]]
+        if len(parts) < 3:
+            continue
         facts = {
             fact: said(mean_estimate(np.array([part["facts"][fact] for part in parts]), "probes", ()))
             for fact in parts[0]["facts"]
@@ -201,7 +226,7 @@ def table() -> None:
         smoothness = {
             regime: {arm: said(course([part["trials"][regime] for part in parts], arm)) for arm in ("edit", "unrolled")}
             for regime in regimes
-            if regime != "own order"  # has one seed
+            if {*parts[0]["trials"][regime]["seed"]} == {*UNSEEN}
         }
         results[name] = {
             "documents": case.limit,
@@ -213,7 +238,7 @@ def table() -> None:
             "agreement": facts,
             "effects": regimes,
             "metasmoothness": smoothness,
-            "environment": read_json(RUNS / name / "environment.json"),
+            "environment": read_json(made)["environment"],
         }
         print(f"\n{name}, {len(parts)} probes")
         for fact, value in facts.items():
@@ -251,11 +276,7 @@ def effects(stored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     pooled = trials_of(stored)
     arms = [name for name in dict.fromkeys(pooled.arm.tolist()) if name != "clean"]
     pairs = [(arm, "clean") for arm in arms] + [(arm, "edit") for arm in arms if arm != "edit"]
-    made = [compare(pooled, arm, control) for arm, control in pairs]
-    return [
-        {"arm": e.arm, "control": e.control, "mean": e.estimate.value, "ci95": e.estimate.interval, "p": e.p}
-        for e in made
-    ]
+    return [effect_block(compare(pooled, arm, control)) for arm, control in pairs]
 
 
 def said(estimate: Any) -> dict[str, Any]:

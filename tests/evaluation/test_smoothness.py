@@ -85,6 +85,12 @@ def test_intervals_cover_the_truth():
     assert 0.88 <= covered / 300 <= 0.99
 
 
+def test_where_all_probes_agree_there_is_no_interval():
+    a = np.arange(1.0, 11.0)
+    assert metasmoothness(a, a).interval is None
+    assert metasmoothness(a, np.append(a[:-1], -1.0)).interval is not None
+
+
 def test_few_probes_and_wrong_values():
     assert metasmoothness(np.ones(3), np.ones(3)).interval is None
     with pytest.raises(InfuserError, match="did not change"):

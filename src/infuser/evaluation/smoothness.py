@@ -59,6 +59,8 @@ def metasmoothness(first: Array, second: Array, bootstrap: Bootstrap | None = No
     rows = np.random.default_rng(how.seed).integers(0, n, (how.resamples, n))
     sizes = size[rows].sum(1)
     ratios = agreed[rows].sum(1)[sizes > 0] / sizes[sizes > 0]
+    if np.ptp(ratios) == 0:  # all probes agree: resampling them cannot show how often another one would not
+        return Estimate(value, None, n, (), "probes", "none: nothing varies", how.level)
     low, high = np.quantile(ratios, [(1 - how.level) / 2, (1 + how.level) / 2])
     method = f"bootstrap over {n} probes, {how.resamples} resamples"
     return Estimate(value, (float(low), float(high)), n, (), "probes", method, how.level)
