@@ -6,31 +6,33 @@
 45,000 documents, 100 edited, TinyResNet, plain SGD at 0.01, batches of 16, ten epochs in one fixed order; the last
 epoch is replayed in another order (the published setting replays the same one: `original`). `run` makes what is
 missing of a case (see CASES) and can be stopped at any time; `table` writes results/cifar10_*.json from the probes that
-are finished in every arm.
+are finished in the first arm, and the arms that have them all. Beside the effects stand those against placebo models:
+see cifar10_placebo.py.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cifar10_placebo import class_log_odds, foretold, placebo
 from cifar10_slices import (
     DAMPINGS,
     FITTED,
     PILOT,
     PROBES,
     RECIPES,
-    RUNS,
     WORLDS,
     K,
     Outcome,
     Spec,
     all_probes,
     edits,
+    finished,
     outcomes,
     study_of,
 )
@@ -98,6 +100,7 @@ CASES = {
     "r8": Case(tuple(specs(8).values()), (0, PROBES)),
     "r12": Case((specs(12)["edit"], specs(12)["top"]), (0, 10)),
     "original": Case((PUBLISHED,), (0, 10), seed=0),
+    "original-other-order": Case((PUBLISHED,), (0, 10)),
     **{f"resnet-cnn-{r}": transfer(r, "tiny_resnet", "simple_cnn") for r in (8, 12)},
     **{f"cnn-resnet-{r}": transfer(r, "simple_cnn", "tiny_resnet") for r in (8, 12)},
     # A seed that no view has, else the victim would be one of the models that the edit was made for.
@@ -107,7 +110,7 @@ FILES = {
     "cifar10_damping": tuple(name for name in CASES if name.startswith("damping")),
     "cifar10_r8": ("r8",),
     "cifar10_r12": ("r12",),
-    "cifar10_original": ("original",),
+    "cifar10_original": ("original", "original-other-order"),
     "cifar10_horizon": ("horizon",),
     "cifar10_transfer": tuple(name for name in CASES if "cnn" in name),
 }
@@ -131,23 +134,71 @@ def jobs(case: Case, spec: Spec | None, probes: list[int]) -> list[Outcome]:
 
 
 def results(case: Case) -> dict[str, Any] | None:
-    """Return results.json of a case, of the probes that are finished in every arm that has any."""
-    kept = {path.stem for path in (RUNS / "parts").glob("*.json")}
-    if any(job.name not in kept for job in jobs(case, None, [0])):
+    """Return results.json of a case: the probes of the first arm that are finished, and the arms that have them all."""
+    own = jobs(case, None, [0])
+    clean = finished(own)
+    if len(clean) < len(own):
         return None
-    every = list(range(*case.at))
-    done = {spec: [q for q in every if all(job.name in kept for job in jobs(case, spec, [q]))] for spec in case.arms}
-    arms = [spec for spec in case.arms if done[spec]]
-    probes = [q for q in every if all(q in done[spec] for spec in arms)] if case.arms[0] in arms else []
+    every = range(*case.at)
+    made = {spec: {q: found for q in every if (found := whole(case, spec, q))} for spec in case.arms}
+    probes = list(made[case.arms[0]])
     if not probes:
         return None
+    arms = [spec for spec in case.arms if not {*probes} - {*made[spec]}]
+    edited = {spec.arm: edits([spec], probes) for spec in arms}
     parts = {}
-    made = {spec.arm: edits([spec], probes) for spec in arms}
     for i, q in enumerate(probes):
-        found = [pooled(outcomes(jobs(case, spec, [q])), case, spec, q) for spec in arms]
+        found = [pooled(made[spec][q], case, spec, q) for spec in arms]
         trials = {name: Trials.concat([part.trials[name] for part in found]) for name in found[0].trials}
-        parts[f"probe-{q}"] = Part(trials, made["edit"][i].edit, made["edit"][i].facts)
+        main = edited["edit"][i]
+        parts[f"probe-{q}"] = Part(trials, main.edit, main.facts)
+    study = settled(case, arms, probes)
+    shared = pooled(clean, case, None, 0).trials
+    parts = {"clean": Part(shared, None, {}), **parts}
+    known, asked = all_probes(case.world).queries, study.probes.queries
+    assembled = assemble(study, {name: restricted(part, known, asked) for name, part in parts.items()})
+    return {
+        **assembled,
+        "missing": {spec.arm: len(probes) - len(made[spec]) for spec in case.arms if spec not in arms},
+        "arms": {spec.arm: told(spec, edited[spec.arm]) for spec in arms},
+        "placebo": {name: placebos(case, made, name) for name in shared},
+        "foretold": {
+            name: foretold(block["per_probe"], block["measured"], class_log_odds(shared[name]))
+            for name, block in assembled["predicted"].items()
+            if len(probes) > 3
+        },
+        "recipes": {name: vars(RECIPES[name]) for name in case.victims},
+    }
+
+
+def whole(case: Case, spec: Spec, q: int) -> dict[str, Part]:
+    """Return the parts of an arm for a probe, or none where one of them is not finished."""
+    wanted = jobs(case, spec, [q])
+    found = finished(wanted)
+    return found if len(found) == len(wanted) else {}
+
+
+def told(spec: Spec, made: Sequence[Part]) -> dict[str, Any]:
+    """Return how an arm's edits were made, and how far its documents are from the originals."""
+    facts = {fact: float(np.mean([part.facts[fact] for part in made])) for fact in ("linf_255_max", "ssim_mean")}
+    return {**asdict(spec), "made_by_first": made[0].edit and made[0].edit.made_by, **facts}
+
+
+def placebos(case: Case, made: Mapping[Spec, Mapping[int, Mapping[str, Part]]], name: str) -> dict[str, Any]:
+    """Return the arms of a victim and start against models edited for other probes; copies of one are no edit."""
+    queries = all_probes(case.world).queries
+    models = {
+        spec.arm: [(queries[q], pooled(parts, case, spec, q).trials[name]) for q, parts in found.items()]
+        for spec, found in made.items()
+        if spec.method != "insert_k"
+    }
+    return placebo(models, list(models))
+
+
+def settled(case: Case, arms: Sequence[Spec], probes: Sequence[int]) -> Study:
+    """Return the study of a case, whose settings head the results."""
     first = case.arms[0]
+    others = [name for name in case.victims if name != first.model]
     settings = Experiment(
         data="cifar10",
         limit=WORLDS[case.world].documents,
@@ -162,20 +213,9 @@ def results(case: Case) -> dict[str, Any] | None:
         controls=tuple(spec.arm for spec in arms[1:]),  # type: ignore[arg-type]
         seeds=(case.seed,),
         regimes=case.starts,
-        victims=tuple(Victim(name, recipe=RECIPES[name]) for name in case.victims if name != first.model),
+        victims=tuple(Victim(name, recipe=RECIPES[name]) for name in others),
     )
-    others = [name for name in case.victims if name != first.model]
-    study = study_of(settings, probes, case.world, others)
-    clean = pooled(outcomes(jobs(case, None, [0])), case, None, 0)
-    known = all_probes(case.world).queries
-    shared = {name: restricted(trials, study, known) for name, trials in clean.trials.items()}
-    parts = {"clean": Part(shared, None, {}), **parts}
-    distances = {
-        arm: {fact: float(np.mean([part.facts[fact] for part in of])) for fact in ("linf_255_max", "ssim_mean")}
-        for arm, of in made.items()
-    }
-    recipes = {name: vars(RECIPES[name]) for name in case.victims}
-    return {**assemble(study, parts), "distances": distances, "recipes": recipes}
+    return study_of(settings, probes, case.world, others)
 
 
 def pooled(parts: Mapping[str, Part], case: Case, spec: Spec | None, q: int) -> Part:
@@ -187,11 +227,15 @@ def pooled(parts: Mapping[str, Part], case: Case, spec: Spec | None, q: int) -> 
     return Part(trials, None, {})
 
 
-def restricted(trials: Trials, study: Study, known: Sequence[str]) -> Trials:
-    """Return the rows of the clean model without those of probes that are not in the study."""
-    out = np.isin(trials.probe, sorted({*known} - {*study.probes.queries}))
-    columns = {name: getattr(trials, name)[~out] for name in ("arm", "seed", "probe", "measure", "value")}
-    return replace(trials, **columns)
+def restricted(part: Part, known: Sequence[str], probes: Sequence[str]) -> Part:
+    """Return the part without the rows of other `known` probes than `probes`, and of what placebos are read from."""
+    out = {*known} - {*probes}
+    trials = {}
+    for name, rows in part.trials.items():
+        keep = ~np.isin(rows.probe, sorted(out)) & (rows.measure != "class_probability")
+        columns = {column: getattr(rows, column)[keep] for column in ("arm", "seed", "probe", "measure", "value")}
+        trials[name] = replace(rows, **columns)
+    return replace(part, trials=trials)
 
 
 def table() -> None:

@@ -36,7 +36,7 @@ from infuser.perturbation.perturb import perturb
 from infuser.perturbation.pgd import PGD, View
 from infuser.perturbation.select import PostEdit, of_class
 from infuser.studies.environment import environment
-from infuser.studies.parts import Part, completed, key_of
+from infuser.studies.parts import Part, completed, key_of, stored
 from infuser.studies.study import Experiment, Study, choose_probes
 from infuser.training import train
 from infuser.types import Arm, Damping, Direction, Edit, Measurement, Recipe, Scores
@@ -284,9 +284,16 @@ def _edit_of(spec: Spec, q: int) -> Edit:
 
 def outcomes(jobs: Sequence[Outcome], executor: Executor | None = None) -> dict[str, Part]:
     """Return the parts of these models by name, training those that are missing; their edits must be there."""
-    named = {job.name: job for job in jobs}
-    keys = {name: key_of({"edit": job.spec and _key(job.spec, job.probe), **_told(job)}) for name, job in named.items()}
-    return _completed(data()[0], named, keys, retrained, executor)
+    return _completed(data()[0], {job.name: job for job in jobs}, _keys(jobs), retrained, executor)
+
+
+def finished(jobs: Sequence[Outcome]) -> dict[str, Part]:
+    """Return the parts of those models that are there, by name; nothing is trained."""
+    return stored(RUNS, data()[0], _keys(jobs))
+
+
+def _keys(jobs: Sequence[Outcome]) -> dict[str, str]:
+    return {job.name: key_of({"edit": job.spec and _key(job.spec, job.probe), **_told(job)}) for job in jobs}
 
 
 def _told(job: Outcome) -> dict[str, Any]:
