@@ -232,6 +232,8 @@ def test_building_is_seeded_and_keeps_the_global_state():
     assert not torch.equal(a[1].weight, c[1].weight)
     with pytest.raises(InfuserError, match="no trainable parameters"):
         build(lambda shape, n: nn.Flatten(), (1, 4, 4), 3, 0)
+    with pytest.raises(InfuserError, match=r"no function.*'mlp'.*infuser\.models"):
+        build("mlp", (1, 4, 4), 3, 0)
 
 
 def test_traces_are_added(run):

@@ -149,6 +149,17 @@ def test_show_prints_the_table(folder: Path) -> None:
     assert code == 0
     assert "random_docs" in output
     assert "95 % interval" in output
+    (probes,) = [line for line in output.splitlines() if line.startswith("Probes")]
+    named = {path.name.removeprefix("probe-") for path in (folder / "edits").iterdir() if "-" in path.name}
+    assert set(probes.partition(": ")[2].split()) <= named
+    assert probes.partition(": ")[2]
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").touch()
+    code, output = _invoke("show", str(tmp_path / "my.yaml"))
+    assert code == 2
+    assert "this is not a run folder" in output
 
 
 def test_reports_compare_runs(folder: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from infuser.studies.audit_settings import audit_settings
 from infuser.studies.detection_benchmark import benchmark_settings
 from infuser.studies.presets import PRESETS, commented, settings_of
 from infuser.studies.study import Experiment, Victim
+from infuser.studies.sweep import read_sweep
 from infuser.types import Recipe
 
 
@@ -66,6 +67,24 @@ def test_audits_and_benchmarks_can_be_written_down_too(
     path.write_text(text.replace("effort:", "efort:"))
     with pytest.raises(InfuserError, match="did you mean effort"):
         read(str(path))
+
+
+def test_the_sweep_to_start_from_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    text, command = commented("sweep")
+    path.write_text(text)
+    assert command == "sweep"
+    assert len(read_sweep(path).points) == 6
+    path.write_text("".join(line for line in text.splitlines(keepends=True) if not line.startswith(("grid", "  "))))
+    with pytest.raises(InfuserError, match=r"no sweep.*infuser run"):
+        read_sweep(path)
+
+
+def test_another_model_comes_without_the_options_of_the_old_one() -> None:
+    assert settings_of("digits").model_options == {"width": 16}
+    assert settings_of("digits", ["model=mlp"]).model_options == {}
+    assert settings_of("digits", ["model=mlp", "model_options.hidden=[8]"]).model_options == {"hidden": [8]}
+    assert settings_of("digits", ["k=5"]).model_options == {"width": 16}
 
 
 def test_an_unknown_start_is_an_error() -> None:

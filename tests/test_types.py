@@ -23,6 +23,14 @@ def test_scores_come_back_from_parquet(tmp_path: Path) -> None:
     assert (back.method, back.unit, back.queries) == ("influence", "nats", ("3->1", "a: b"))
 
 
+def test_documents_are_ranked_by_query() -> None:
+    scores = Scores(np.array([[1.0, 3.0, 2.0], [0.0, -1.0, 5.0]]), np.array([7, 8, 9]), "influence", "nats", ("a", "b"))
+    assert scores.top(2).tolist() == [8, 9]
+    assert scores.bottom(1, q=1).tolist() == [8]
+    with pytest.raises(InfuserError, match=r"no such query.*2.*0 to 1"):
+        scores.top(1, q=2)
+
+
 def test_files_that_hold_no_scores_are_named(tmp_path: Path) -> None:
     path = tmp_path / "s.parquet"
     with pytest.raises(InfuserError, match=r"cannot read the scores in s\.parquet"):

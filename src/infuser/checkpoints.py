@@ -154,6 +154,12 @@ class Run:
 
 def build(builder: Builder, input_shape: tuple[int, ...], n_outputs: int, seed: int) -> nn.Module:
     """Return builder(input_shape, n_outputs) with parameters drawn from `seed`; the global random state is kept."""
+    given: object = builder
+    if not callable(given):
+        remedy = "pass a function such as infuser.models.tiny_resnet"
+        raise InfuserError(
+            "the model is no function (input_shape, n_outputs) -> Module", got=repr(given), remedy=remedy
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = builder(input_shape, n_outputs)

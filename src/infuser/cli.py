@@ -26,7 +26,7 @@ app = typer.Typer(
 benchmark = typer.Typer(no_args_is_help=True, help="Measure the methods against each other.")
 app.add_typer(benchmark, name="benchmark")
 
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results; under runs/ by default.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder that holds the data set's files.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting, key=value; may be given often.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")]
@@ -140,6 +140,8 @@ def _executor(on: str, threads: int, gpus: float) -> Iterator[Executor | None]:
 def show(folder: RunFolder) -> None:
     """Print the effects of a finished run, or how far a sweep is and what it found."""
     with _said(f"infuser show {folder}"):
+        if folder.is_file():
+            raise InfuserError("this is not a run folder", got=str(folder), remedy="make one with `infuser run`")
         if (folder / "sweep.json").exists():
             from infuser.studies.sweep_table import sweep_summary
 
@@ -191,8 +193,8 @@ def report(
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the configuration.")] = Path("infuser.yaml"),
-    like: Annotated[str, typer.Option("--like", help="A preset, or audit, audit-texts, detection.")] = "digits",
-    overwrite: Overwrite = False,
+    like: Annotated[str, typer.Option("--like", help="A preset, or sweep, audit, audit-texts, detection.")] = "digits",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
 ) -> None:
     """Write a commented configuration with every setting and its default."""
     with _said("infuser init"):
@@ -230,7 +232,9 @@ def attribute(
 @app.command()
 def edit(
     folder: Annotated[Path, typer.Argument(help="A run folder, or with --undo a folder of edited documents.")],
-    probe: Annotated[str | None, typer.Option("--probe", help="The probe, as `infuser show` names it.")] = None,
+    probe: Annotated[
+        str | None, typer.Option("--probe", help="The probe, such as 743-0; the first by default.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the edited training set.")] = None,
     undo: Annotated[bool, typer.Option("--undo", help="Put every document back, byte for byte.")] = False,
     allow_code: AllowCode = False,
@@ -250,7 +254,9 @@ def edit(
 @app.command()
 def retrain(
     folder: RunFolder,
-    probe: Annotated[str | None, typer.Option("--probe", help="The probe whose edit is tried.")] = None,
+    probe: Annotated[
+        str | None, typer.Option("--probe", help="The probe whose edit is tried; the first by default.")
+    ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Comma-separated seeds.")] = "1,2,3",
     start: Annotated[str, typer.Option("--start", help="last_epoch, half or scratch.")] = "last_epoch",
     allow_code: AllowCode = False,

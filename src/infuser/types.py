@@ -237,11 +237,16 @@ class Scores:
 
     def top(self, k: int, q: int = 0) -> Array:
         """Return the ids of the k most positive documents of query q (proponents), best first."""
-        return self._ranked(-self.values[q], k)
+        return self._ranked(-self._of(q), k)
 
     def bottom(self, k: int, q: int = 0) -> Array:
         """Return the ids of the k most negative documents of query q (opponents), lowest first."""
-        return self._ranked(self.values[q], k)
+        return self._ranked(self._of(q), k)
+
+    def _of(self, q: int) -> Array:
+        if not -len(self.values) <= q < len(self.values):
+            raise InfuserError("there is no such query", got=q, expected=f"0 to {len(self.values) - 1}")
+        return cast(Array, self.values[q])
 
     def _ranked(self, keys: Array, k: int) -> Array:
         if not 0 <= k <= len(self.ids):

@@ -188,6 +188,8 @@ def test_choosing_and_removing_keep_ids():
             verb([1, 9, -1])
         with pytest.raises(InfuserError, match="a mask is not ids"):
             verb(data.ids == 1)
+        with pytest.raises(InfuserError, match=r"named by their ids.*data\.ids\[a:b\]"):
+            verb(slice(2))
     with pytest.raises(InfuserError, match="repeated ids"):
         data[[1, 1]]
     with pytest.raises(InfuserError, match="is empty"):

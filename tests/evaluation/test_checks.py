@@ -5,6 +5,7 @@ from torch import nn
 from infuser.evaluation.arms import arms
 from infuser.evaluation.checks import (
     Caveat,
+    check_accuracy,
     check_agreement,
     check_arms,
     check_edit,
@@ -132,6 +133,12 @@ def test_predictions_that_fail():
     assert check_agreement(agreement(x, 1.5 * x)) == ()
     assert codes(check_agreement(agreement(x, 0.1 * x))) == ["prediction_size"]
     assert codes(check_agreement(agreement(x, -x))) == ["prediction_mismatch", "prediction_size"]
+
+
+@pytest.mark.parametrize(("accuracy", "expected"), [(0.11, ["no_better_than_chance"]), (0.14, []), (0.97, [])])
+def test_a_model_that_is_no_better_than_chance(accuracy, expected):
+    """The lower end of Wilson's interval of 40 of 360 is .083, that of 50 of 360 is .107."""
+    assert codes(check_accuracy(accuracy, 360, 0.1)) == expected
 
 
 def test_each_caveat_once():

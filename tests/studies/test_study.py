@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from infuser.data import digits, subset
+from infuser.errors import InfuserError
 from infuser.measure import predictions
 from infuser.models import mlp
 from infuser.params import trainable
-from infuser.studies.study import Experiment, choose_probes
+from infuser.studies.study import Experiment, choose_probes, prepare
 from infuser.training import train
 from infuser.types import Recipe
 
@@ -26,6 +27,19 @@ def test_fewer_probes_are_the_first_of_more(trained):
     assert np.asarray(few.labels).tolist() == np.asarray(many.labels)[:5].tolist()
     other = choose_probes(Experiment(probes=5, probe_seed=1), run, test)
     assert other.documents.ids.tolist() != few.documents.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Experiment(limit=50, k=51), r"k is out of range.*51.*1 to 50"),
+        (Experiment(limit=50, k=5, probes=400), "more probes than test documents"),
+    ],
+)
+def test_settings_that_the_data_cannot_meet_stop_before_training(settings, message, tmp_path):
+    with pytest.raises(InfuserError, match=message):
+        prepare(settings, tmp_path, {})
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_target_is_neither_the_prediction_nor_the_label(trained):

@@ -150,6 +150,9 @@ class Dataset:
         Raises:
             InfuserError: an id is not in the data set.
         """
+        asked: object = ids
+        if isinstance(asked, slice):
+            raise InfuserError("documents are named by their ids", got=str(asked), remedy="pass data.ids[a:b]")
         array = np.atleast_1d(np.asarray(ids))
         if array.dtype == bool:
             raise InfuserError("a mask is not ids", got=array.shape, remedy="pass data.ids[mask]")
@@ -160,7 +163,7 @@ class Dataset:
                 f"{len(missing)} ids are not in {self.name}",
                 got=listed(missing),
                 expected=f"ids of its {len(self)} documents",
-                causes=["the scores were computed on other data"],
+                causes=["positions were given: data.ids says which ids stand there", "the ids are of other data"],
             )
         return np.array([self._position_of[i] for i in wanted], dtype=np.int64)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from infuser.errors import listed
 from infuser.evaluation.metrics import flips
+from infuser.evaluation.stats import wilson
 from infuser.evaluation.truth import Agreement
 from infuser.types import Arm, Array, Edit, Effect, Recipe, Trials
 
@@ -152,6 +153,15 @@ def check_model(model: nn.Module, recipe: Recipe | None = None) -> tuple[Caveat,
 
 def _active(module: nn.Module) -> bool:
     return not isinstance(module, nn.modules.dropout._DropoutNd) or module.p > 0
+
+
+def check_accuracy(accuracy: float, n: int, chance: float) -> tuple[Caveat, ...]:
+    """Return a caveat where the clean model's accuracy on n test documents cannot be told from chance (Wilson)."""
+    low = (wilson(round(accuracy * n), n).interval or (0.0, 1.0))[0]
+    if low > chance:
+        return ()
+    text = f"The clean model is right on {accuracy:.1%} of {n} test documents, no more than chance ({chance:.1%})."
+    return (Caveat("no_better_than_chance", f"{text} What moves it says little about a model that works."),)
 
 
 def check_agreement(agreement: Agreement) -> tuple[Caveat, ...]:

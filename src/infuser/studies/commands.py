@@ -116,6 +116,6 @@ def _edit_folder(folder: Path, study: Study, probe: str | None) -> Path:
     names = _names(study)
     wanted = names[0] if probe is None else f"probe-{probe.removeprefix('probe-').replace('->', '-')}"
     if wanted not in names or not (folder / "edits" / wanted).exists():
-        known = ", ".join(study.probes.queries)
+        known = ", ".join(name.removeprefix("probe-") for name in names)
         raise InfuserError("no edit of this probe", got=probe, expected=f"one of {known}")
     return folder / "edits" / wanted

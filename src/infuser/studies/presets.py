@@ -81,6 +81,8 @@ def settings_from(
     values = merge({"recipe": dataclasses.asdict(cls().recipe)}, {k: v for k, v in values.items() if k != "study"})
     if data_folder is not None:
         values = merge(values, {"data_folder": str(data_folder)})
+    if any(change.startswith("model=") for change in changes):
+        values = {k: v for k, v in values.items() if k != "model_options"}  # those of another model
     chosen: Settings = parse(cls, override(values, changes))
     return chosen
 
@@ -104,21 +106,38 @@ _OTHERS: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
+_SWEEP = """\
+# A sweep of infuser: one study at many settings. Run it with: infuser sweep THIS-FILE
+# Below all points: a preset or another file, and any of its settings.
+like: digits
+probes: 5
+# All combinations of these values; settings inside a group by their path, such as recipe.lr.
+grid:
+  radius: [4, 8, 16]
+  k: [14, 28]
+# Single points instead, or combined with the grid:
+# list:
+# - {recipe.lr: 0.01, k: 10}
+"""
+
+
 def commented(like: str) -> tuple[str, str]:
     """Return a configuration to start from as YAML, each setting explained, and the command that takes it.
 
     Args:
-        like: a preset, audit, audit-texts or detection.
+        like: a preset, sweep, audit, audit-texts or detection.
 
     Raises:
         InfuserError: another name.
     """
+    if like == "sweep":
+        return _SWEEP, "sweep"
     if like in _OTHERS:
         command, chosen = _OTHERS[like]
         return config.commented(chosen(), command), command
     if like not in PRESETS:
         raise InfuserError(
-            "there is nothing of this name to start from", got=like, expected=", ".join([*PRESETS, *_OTHERS])
+            "there is nothing of this name to start from", got=like, expected=", ".join([*PRESETS, "sweep", *_OTHERS])
         )
     settings = settings_of(like)
     study = next(name for name, cls in STUDIES.items() if cls is type(settings))

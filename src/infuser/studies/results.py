@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from infuser.data import Dataset
 from infuser.evaluation.checks import (
     Caveat,
+    check_accuracy,
     check_agreement,
     check_edit,
     check_effects,
@@ -44,13 +46,16 @@ def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
     for regime, trials in pooled.items():
         effects = all_effects(trials)
         regimes[regime] = _regime(trials, effects, study)
+        shares = np.bincount(study.judged.targets) / len(study.judged)
+        accuracy = regimes[regime]["arms"]["clean"]["test_accuracy"]
         main = compare(trials, "edit", "clean", study.probes.name)
         foretold = dict(zip(study.probes.queries, predicted.tolist(), strict=True))
         forecasts[regime], matched = forecast(foretold, main)
         # The edit's own effects; that controls do nothing is what they are for.
         own = [effect for effect in effects if effect.arm == "edit"]
-        caveats += [*check_trials(trials), *check_seeds(trials, settings.recipe), *check_effects(own)]
-        caveats += check_agreement(matched)
+        found = [*check_accuracy(accuracy, len(study.judged), float(shares.max())), *check_trials(trials)]
+        found += [*check_seeds(trials, settings.recipe), *check_effects(own), *check_agreement(matched)]
+        caveats += [replace(c, text=f"{regime}: {c.text}") if len(pooled) > 1 else c for c in found]
     return {
         "schema": SCHEMA,
         "dataset": study.data.name,

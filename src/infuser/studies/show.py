@@ -46,6 +46,9 @@ def summary(results: Mapping[str, Any]) -> str:
         if "mode" not in results:
             console.print(_arms(regime, block))
         console.print(_effects(regime, block))
+    if "targets" in results:
+        probes = " ".join(f"{i}-{target}" for i, target in zip(results["probes"], results["targets"], strict=True))
+        console.print(f"Probes (document-target, for --probe): {probes}", markup=False, highlight=False)
     for caveat in results.get("caveats", ()):
         console.print(f"Note: {caveat}", markup=False)
     return out.getvalue().rstrip()

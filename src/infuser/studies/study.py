@@ -67,7 +67,7 @@ class Experiment:
         limit: train on this many documents, chosen by seed 0; None means all.
         model: a name in infuser.models, or module:function.
         model_options: keyword arguments of the model's function, such as width: 16.
-        recipe: of the clean run.
+        recipe: how the clean model is trained, and every arm again.
         curvature: what the directions are solved with.
         fit_documents: documents that the curvature is fitted on at most; None means all.
         damping: added to the eigenvalues.
@@ -76,9 +76,9 @@ class Experiment:
         probe_seed: draws probes and targets.
         judged: test documents, drawn by seed 0, that every retrained model's accuracy is measured on.
         k: documents edited a probe.
-        norm: of the ball.
-        radius: of the ball, in 1/255 steps of a pixel.
-        steps: of the ascent.
+        norm: by which an edit is measured: linf, the largest change of a pixel, or l2, that of the whole image.
+        radius: how far an edit may go, in 1/255 steps of a pixel.
+        steps: gradient steps of an edit.
         select: strategy that chooses the k documents.
         pool: documents that post_edit edits for each that it keeps.
         controls: arms beside clean and edit.
@@ -222,6 +222,7 @@ def prepare(
     source = (settings.data, settings.data_folder, settings.limit)
     with timed(timing, "data"):
         data, test = common.once(lambda: load(source[0], source[1], limit=source[2]), "data", source)
+    require_sizes(settings, data, test)  # before anything is trained
     with timed(timing, "training"):
         where = folder / "checkpoints"
         run, base = _base(settings, data, where / "main", common, allow_code)
@@ -266,15 +267,30 @@ def _base(
     return run, key
 
 
+def require_sizes(settings: Experiment, data: Dataset, test: Dataset) -> None:
+    """Raise where the data are too few for the settings.
+
+    Raises:
+        InfuserError: more edited documents or probes than there are, or too few classes for a target.
+    """
+    if not 1 <= settings.k <= len(data):
+        raise InfuserError("k is out of range", got=settings.k, expected=f"1 to {len(data)}, the training documents")
+    _require_probes(settings, test)
+
+
+def _require_probes(settings: Experiment, test: Dataset) -> None:
+    if settings.probes > len(test):
+        raise InfuserError("more probes than test documents", got=settings.probes, expected=f"at most {len(test)}")
+    if test.n_outputs < 3:
+        raise InfuserError("a probe needs a class that is neither predicted nor true", got=f"{test.n_outputs} classes")
+
+
 def choose_probes(settings: Experiment, run: Run, test: Dataset) -> LogProb | Margin:
     """Return random test documents, each with a random target that is neither its prediction nor its label.
 
     The first n of more probes are the n probes of fewer.
     """
-    if settings.probes > len(test):
-        raise InfuserError("more probes than test documents", got=settings.probes, expected=f"at most {len(test)}")
-    if test.n_outputs < 3:
-        raise InfuserError("a probe needs a class that is neither predicted nor true", got=f"{test.n_outputs} classes")
+    _require_probes(settings, test)
     model = run.model()
     rng = np.random.default_rng([settings.probe_seed, 1])
     chosen = test[rng.permutation(test.ids)[: settings.probes]]

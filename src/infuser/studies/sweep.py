@@ -99,9 +99,17 @@ def read_sweep(path: str | Path, changes: Sequence[str] = (), data_folder: str |
     both, every entry of the list is combined with the grid. Settings are dotted paths: recipe.lr, probe_seed.
 
     Raises:
-        InfuserError: the file cannot be read, a point's settings are wrong (it is named), or points are the same.
+        InfuserError: the file cannot be read or has neither grid nor list, a point's settings are wrong (it is named),
+            or points are the same.
     """
     values = read_yaml(path)
+    if not {"grid", "list"} & values.keys():
+        raise InfuserError(
+            "this file describes one run and no sweep",
+            got=str(path),
+            expected="`grid` or `list` in it",
+            remedy=f"infuser run {path}, or see `infuser init --like sweep`",
+        )
     grid, entries, like = values.pop("grid", {}), values.pop("list", [{}]), values.pop("like", None)
     if like is not None:
         beside = Path(path).parent / str(like)
