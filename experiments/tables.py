@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "README.md",
+    "docs/cifar10.md",
     "docs/detection.md",
     "docs/f_ine.md",
     "docs/performance.md",
@@ -67,6 +68,10 @@ REMOVED = (
     "fused_blind",
     "fused_told",
 )  # arms of removal, the last four at 1x, 3x
+STARTS = {"last_epoch": "last epoch", "half": "half of the epochs", "scratch": "from scratch"}
+PUBLISHED = ("r8", "r12", "transfer")  # cases of CIFAR-10 that have results
+VIEWS = ("checkpoints", "seeds", "architectures")  # what directions are averaged over
+MODELS = {"tiny_resnet": "TinyResNet", "simple_cnn": "SimpleCNN"}
 AUDITED = ("fused_blind", "deep_knn", "isolation", "loss", "clustering", "self_influence", "f_ine_self")
 
 
@@ -236,8 +241,7 @@ def _lifted(row: Row) -> str:
 
 
 def _gain(one: Row) -> str:
-    ends = "" if one["ci95"] is None else f" [{one['ci95'][0]:+.3f}, {one['ci95'][1]:+.3f}]"
-    return f"{one['value']:+.3f}{ends}"
+    return f"{one['value']:+.3f}{_ends(one['ci95'])}"
 
 
 def _clipped(ends: Sequence[float] | None) -> str:
@@ -247,6 +251,92 @@ def _clipped(ends: Sequence[float] | None) -> str:
 def _signed(row: Row, places: int) -> str:
     ends = "" if row["ci95"] is None else f" [{row['ci95'][0]:+.{places}f}, {row['ci95'][1]:+.{places}f}]"
     return f"{row['value']:+.{places}f}{ends}"
+
+
+def published(name: str) -> str:
+    """Return what a CIFAR-10 case says of each arm against clean, and of the edit against the controls."""
+    found = {case: value for case, value in results(name).items() if case != "environment"}
+    arms, pairs, told = [], [], []
+    for value in sorted(found.values(), key=lambda v: (v["model"], v["radius"], v["seeds"])):
+        probes, (seed,) = len(value["probes"]), value["seeds"]
+        told.append(
+            f"{MODELS[value['model']]}, {value['n_edited']} of {value['n_train']:,} documents edited within"
+            f" {value['radius']:g}/255 ({value['strategy']}), {probes} probes, replayed in"
+            f" {'the order of the run' if seed == value['base_seed'] else 'another order (one seed)'}."
+        )
+        for regime, block in value["regimes"].items():
+            victim, _, start = regime.rpartition(":")
+            where = f"{MODELS[victim or value['model']]}, {STARTS[start]}"
+            where = where if len(found) == 1 else f"{where}, r {value['radius']:g}, edits of {MODELS[value['model']]}"
+            against = {(e["arm"], e["control"]): e for e in block["effects"]}
+            clean = block["arms"]["clean"]
+            for arm in (a for a in block["arms"] if a != "clean"):
+                row = block["arms"][arm]
+                beside = value["placebo"][regime].get(arm)
+                arms.append(
+                    (
+                        f"{where}: {arm}",
+                        _estimate(against[arm, "clean"]),
+                        "–"
+                        if beside is None
+                        else f"{_estimate(beside)}, {beside['above_all']} of {beside['n_probes']}",
+                        f"{row['mean_delta_p']:+.3f}{_ends(row['ci95'])}",
+                        f"{row['median_delta_p']:+.3f}",
+                        f"{100 * row['raised']:.0f} %",
+                        f"{row['flips']} of {row['n_nontrivial']}{_clipped(row['flips_ci95'])}",
+                        f"{100 * (row['test_accuracy'] - clean['test_accuracy']):+.1f}",
+                        _two(value["arms"][arm]["ssim_mean"]),
+                    )
+                )
+            for (arm, control), effect in against.items():
+                if control in VIEWS:  # the edit is what they are compared with
+                    pairs.append((f"{where}: {control} - {arm}", _estimate(_turned(effect))))
+                elif control != "clean":
+                    pairs.append((f"{where}: {arm} - {control}", _estimate(effect)))
+    head = ("against clean", "log-odds", "against placebos, above all of them", "probability", "median", "raised")
+    head = (*head, "flips", "accuracy, points", "SSIM")
+    tables = [_wrapped(*dict.fromkeys(told)), _table(head, arms)]
+    return "\n".join([*tables, _table(("against another arm", "log-odds"), pairs)] if pairs else tables)
+
+
+def foretold() -> str:
+    """Return how predicted and measured effects agree on CIFAR-10, and what the clean log-odds alone foretell."""
+    body = []
+    for file in PUBLISHED:
+        for case, value in results(f"cifar10_{file}").items():
+            if case == "environment":
+                continue
+            for regime, block in value["predicted"].items():
+                beside = value["foretold"].get(regime)
+                if beside is None:
+                    continue
+                slope = _of(block["slope"])
+                ends = (
+                    "–"
+                    if slope is None
+                    else f"{slope['value']:.4f} [{slope['interval'][0]:.4f}, {slope['interval'][1]:.4f}]"
+                )
+                ranks = (beside["rank_of_clean_log_odds"], beside["rank_of_prediction_given_clean"])
+                rank = _share(_of(block["rank_correlation"]))
+                body.append((f"{case}, {regime}", str(beside["n"]), rank, *map(_two, ranks), ends))
+    head = (
+        "",
+        "probes",
+        "rank with prediction",
+        "with clean log-odds",
+        "with prediction, clean log-odds given",
+        "slope",
+    )
+    return _table(head, body)
+
+
+def _turned(effect: Row) -> Row:
+    ends = effect["ci95"]
+    return {"mean": -effect["mean"], "ci95": None if ends is None else (-ends[1], -ends[0])}
+
+
+def _ends(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]"
 
 
 def stories() -> str:
@@ -350,12 +440,12 @@ def datamodeling() -> str:
     ]
     scores = {name: {row["method"]: row for row in v["rows"]} for name, v in found.items()}
     methods = list(dict.fromkeys(method for rows in scores.values() for method in rows))
-    body = [(method, *(_share(_interval(rows.get(method))) for rows in scores.values())) for method in methods]
+    body = [(method, *(_share(_of(rows.get(method), "lds")) for rows in scores.values())) for method in methods]
     return f"{_wrapped(*told)}\n{_table(('LDS', *found), body)}"
 
 
-def _interval(row: Row | None) -> Row | None:
-    return None if row is None else {"value": row["lds"], "interval": row["ci95"]}
+def _of(row: Row | None, value: str = "value") -> Row | None:
+    return None if row is None else {"value": row[value], "interval": row["ci95"]}
 
 
 def _largest(name: str) -> Any:
@@ -378,6 +468,8 @@ PLACES: Mapping[str, Callable[[], str]] = {
     **{f"detection-{name}": partial(detection, name) for name in WATCHED},
     **{f"removal-{name}": partial(removal, name) for name in WATCHED},
     "over-loss": over_loss,
+    "cifar10-foretold": foretold,
+    **{f"cifar10-{name}": partial(published, f"cifar10_{name}") for name in PUBLISHED},
     "stories": stories,
     "caesar": caesar,
     "attribution-cost": lambda: cost("attribution_cost"),
