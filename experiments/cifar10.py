@@ -103,7 +103,8 @@ CASES = {
     "original-other-order": Case((PUBLISHED,), (0, 10)),
     **{f"resnet-cnn-{r}": transfer(r, "tiny_resnet", "simple_cnn") for r in (8, 12)},
     **{f"cnn-resnet-{r}": transfer(r, "simple_cnn", "tiny_resnet") for r in (8, 12)},
-    # A seed that no view has, else the victim would be one of the models that the edit was made for.
+    # A seed that no view has, else the victim would be one of the models that the edit was made for. `architectures` is
+    # made for the very SimpleCNN whose last epoch and half are trained again: there it is no transfer.
     "horizon": Case((PLAIN, *VIEWS), (0, 5), tuple(RECIPES), 7, ("last_epoch", "half", "scratch")),
 }
 FILES = {

@@ -206,7 +206,7 @@ def over_loss() -> str:
         for attack, shown in ATTACKS.items():
             if (attack, "roc_auc") in rows:
                 told = [rows[attack, metric]["over_loss"] for metric in ("recall_at_k", "average_precision", "roc_auc")]
-                body.append((f"{name}, {shown}", str(rows[attack, "roc_auc"]["n"]), *(_gain(one) for one in told)))
+                body.append((f"{name}, {shown}", str(rows[attack, "roc_auc"]["n"]), *(_signed(one, 3) for one in told)))
     return _table(("", "seeds", "recall", "average precision", "ROC-AUC"), body)
 
 
@@ -240,54 +240,30 @@ def _lifted(row: Row) -> str:
     return f"{_two(after['value'])}{_clipped(ends)} ({row['lift']['value']:+.2f})"
 
 
-def _gain(one: Row) -> str:
-    return f"{one['value']:+.3f}{_ends(one['ci95'])}"
-
-
 def _clipped(ends: Sequence[float] | None) -> str:
     return "" if ends is None else f" [{_two(max(0.0, ends[0]))}, {_two(min(1.0, ends[1]))}]"
 
 
 def _signed(row: Row, places: int) -> str:
-    ends = "" if row["ci95"] is None else f" [{row['ci95'][0]:+.{places}f}, {row['ci95'][1]:+.{places}f}]"
-    return f"{row['value']:+.{places}f}{ends}"
+    return f"{row['value']:+.{places}f}{_ends(row['ci95'], places)}"
 
 
 def published(name: str) -> str:
-    """Return what a CIFAR-10 case says of each arm against clean, and of the edit against the controls."""
-    found = {case: value for case, value in results(name).items() if case != "environment"}
-    arms, pairs, told = [], [], []
-    for value in sorted(found.values(), key=lambda v: (v["model"], v["radius"], v["seeds"])):
-        probes, (seed,) = len(value["probes"]), value["seeds"]
+    """Return what a CIFAR-10 file says of each arm against clean, and of arms against each other."""
+    found = _cases(name)
+    told, arms, pairs = [], [], []
+    for case, value in sorted(found.items(), key=lambda item: (item[1]["model"], item[1]["radius"], item[1]["seeds"])):
+        order = "the order of the run" if value["seeds"] == [value["base_seed"]] else "another order (one seed)"
         told.append(
             f"{MODELS[value['model']]}, {value['n_edited']} of {value['n_train']:,} documents edited within"
-            f" {value['radius']:g}/255 ({value['strategy']}), {probes} probes, replayed in"
-            f" {'the order of the run' if seed == value['base_seed'] else 'another order (one seed)'}."
+            f" {value['radius']:g}/255 ({value['strategy']}), {len(value['probes'])} probes, replayed in {order}."
         )
         for regime, block in value["regimes"].items():
             victim, _, start = regime.rpartition(":")
-            where = f"{MODELS[victim or value['model']]}, {STARTS[start]}"
-            where = where if len(found) == 1 else f"{where}, r {value['radius']:g}, edits of {MODELS[value['model']]}"
+            where = f"{f'{case}, ' * (len(found) > 1)}{MODELS[victim or value['model']]}, {STARTS[start]}"
             against = {(e["arm"], e["control"]): e for e in block["effects"]}
-            clean = block["arms"]["clean"]
-            for arm in (a for a in block["arms"] if a != "clean"):
-                row = block["arms"][arm]
-                beside = value["placebo"][regime].get(arm)
-                arms.append(
-                    (
-                        f"{where}: {arm}",
-                        _estimate(against[arm, "clean"]),
-                        "–"
-                        if beside is None
-                        else f"{_estimate(beside)}, {beside['above_all']} of {beside['n_probes']}",
-                        f"{row['mean_delta_p']:+.3f}{_ends(row['ci95'])}",
-                        f"{row['median_delta_p']:+.3f}",
-                        f"{100 * row['raised']:.0f} %",
-                        f"{row['flips']} of {row['n_nontrivial']}{_clipped(row['flips_ci95'])}",
-                        f"{100 * (row['test_accuracy'] - clean['test_accuracy']):+.1f}",
-                        _two(value["arms"][arm]["ssim_mean"]),
-                    )
-                )
+            edited = [arm for arm in block["arms"] if arm != "clean"]
+            arms += [(f"{where}: {arm}", _estimate(against[arm, "clean"]), *_arm(value, regime, arm)) for arm in edited]
             for (arm, control), effect in against.items():
                 if control in VIEWS:  # the edit is what they are compared with
                     pairs.append((f"{where}: {control} - {arm}", _estimate(_turned(effect))))
@@ -299,26 +275,30 @@ def published(name: str) -> str:
     return "\n".join([*tables, _table(("against another arm", "log-odds"), pairs)] if pairs else tables)
 
 
+def _arm(value: Any, regime: str, arm: str) -> tuple[str, ...]:
+    row, clean = (value["regimes"][regime]["arms"][name] for name in (arm, "clean"))
+    beside = value["placebo"][regime].get(arm)
+    return (
+        "–" if beside is None else f"{_estimate(beside)}, {beside['above_all']} of {beside['n_probes']}",
+        f"{row['mean_delta_p']:+.3f}{_ends(row['ci95'])}",
+        f"{row['median_delta_p']:+.3f}",
+        f"{100 * row['raised']:.0f} %",
+        f"{row['flips']} of {row['n_nontrivial']}{_clipped(row['flips_ci95'])}",
+        f"{100 * (row['test_accuracy'] - clean['test_accuracy']):+.1f}",
+        _two(value["arms"][arm]["ssim_mean"]),
+    )
+
+
 def foretold() -> str:
     """Return how predicted and measured effects agree on CIFAR-10, and what the clean log-odds alone foretell."""
     body = []
-    for file in PUBLISHED:
-        for case, value in results(f"cifar10_{file}").items():
-            if case == "environment":
-                continue
-            for regime, block in value["predicted"].items():
-                beside = value["foretold"].get(regime)
-                if beside is None:
-                    continue
-                slope = _of(block["slope"])
-                ends = (
-                    "–"
-                    if slope is None
-                    else f"{slope['value']:.4f} [{slope['interval'][0]:.4f}, {slope['interval'][1]:.4f}]"
-                )
-                ranks = (beside["rank_of_clean_log_odds"], beside["rank_of_prediction_given_clean"])
-                rank = _share(_of(block["rank_correlation"]))
-                body.append((f"{case}, {regime}", str(beside["n"]), rank, *map(_two, ranks), ends))
+    for case, value in (pair for file in PUBLISHED for pair in _cases(f"cifar10_{file}").items()):
+        for regime, beside in value["foretold"].items():
+            block = value["predicted"][regime]
+            ranks = (beside["rank_of_clean_log_odds"], beside["rank_of_prediction_given_clean"])
+            slope = f"{block['slope']['value']:.4f}{_ends(block['slope']['ci95'], 4)}"
+            rank = _share(_of(block["rank_correlation"]))
+            body.append((f"{case}, {regime}", str(beside["n"]), rank, *map(_two, ranks), slope))
     head = (
         "",
         "probes",
@@ -330,13 +310,17 @@ def foretold() -> str:
     return _table(head, body)
 
 
+def _cases(name: str) -> dict[str, Any]:
+    return {case: value for case, value in results(name).items() if case != "environment"}
+
+
 def _turned(effect: Row) -> Row:
     ends = effect["ci95"]
     return {"mean": -effect["mean"], "ci95": None if ends is None else (-ends[1], -ends[0])}
 
 
-def _ends(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+def _ends(interval: Sequence[float] | None, places: int = 3) -> str:
+    return "" if interval is None else f" [{interval[0]:+.{places}f}, {interval[1]:+.{places}f}]"
 
 
 def stories() -> str:
