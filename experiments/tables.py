@@ -458,6 +458,7 @@ PLACES: Mapping[str, Callable[[], str]] = {
     "caesar": caesar,
     "attribution-cost": lambda: cost("attribution_cost"),
     "attribution-cost-kept": lambda: cost("attribution_cost with kept memory"),
+    "fit-parts": lambda: cost("fit_parts"),
     "document-gradient": lambda: cost("document_gradient"),
     "transformer-cost": lambda: cost("transformer_cost"),
     "language-peers": lambda: cost("language_peers"),
