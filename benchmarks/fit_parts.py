@@ -2,9 +2,9 @@
 
     python benchmarks/fit_parts.py --repeats 5 --documents 256
 
-Every document and position, TinyResNet of width 32, freed memory kept, one process, one thread, CPU seconds, repetitions
-interleaved. Both of the fit's passes over the documents run the model forwards and backwards to the activations; what else a pass
-costs is the difference to that alone. Written to benchmarks/results.json.
+Every document and position, TinyResNet of width 32, freed memory kept, one process, one thread, CPU seconds, rounds
+interleaved. Both of the fit's passes over the documents run the model forwards and backwards to the activations; what
+else a pass costs is the difference to that alone. Written to benchmarks/results.json.
 """
 
 from __future__ import annotations
