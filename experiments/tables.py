@@ -14,6 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from infuser.evaluation.stats import mean_estimate
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
     "README.md",
@@ -69,7 +73,7 @@ REMOVED = (
     "fused_told",
 )  # arms of removal, the last four at 1x, 3x
 STARTS = {"last_epoch": "last epoch", "half": "half of the epochs", "scratch": "from scratch"}
-PUBLISHED = ("r8", "r12", "transfer")  # cases of CIFAR-10 that have results
+PUBLISHED = ("r8", "r12", "original", "transfer")  # cases of CIFAR-10 that have results
 VIEWS = ("checkpoints", "seeds", "architectures")  # what directions are averaged over
 MODELS = {"tiny_resnet": "TinyResNet", "simple_cnn": "SimpleCNN"}
 AUDITED = ("fused_blind", "deep_knn", "isolation", "loss", "clustering", "self_influence", "f_ine_self")
@@ -310,6 +314,34 @@ def foretold() -> str:
     return _table(head, body)
 
 
+def headline() -> str:
+    """Return what storable edits do on CIFAR-10, in a sentence."""
+    value = results("cifar10_r8")["r8"]
+    block = value["regimes"]["last_epoch"]
+    effects = {(e["arm"], e["control"]): e for e in block["effects"]}
+    edit, beside = block["arms"]["edit"], value["placebo"]["last_epoch"]["edit"]
+    flips, cases, n = edit["flips"], edit["n_nontrivial"], beside["n_probes"]
+    return _wrapped(
+        f"On CIFAR-10 (TinyResNet, {value['n_edited']} of {value['n_train']:,} images within {value['radius']:g}/255,",
+        "the last epoch replayed in an order that no edit was made for) the log-odds of a wrong class move by",
+        f"{_effect(effects['edit', 'clean'])}, random noise of the same size moves them by",
+        f"{_effect(effects['noise', 'clean'])}, and {beside['above_all']} of {n} probes lie above every model that was",
+        f"edited for another one. {flips} of {cases} wrong classes become the prediction.",
+    )
+
+
+def beside_published() -> str:
+    """Return the effects of storable edits minus those of the published setting, on the same probes, in log-odds."""
+    theirs = results("cifar10_original")["original"]["regimes"]["last_epoch"]["per_probe"]["edit"]
+    body = []
+    for case, value in (pair for file in ("r8", "r12") for pair in _cases(f"cifar10_{file}").items()):
+        ours = value["regimes"]["last_epoch"]["per_probe"]["edit"]
+        gained = mean_estimate(np.array([ours[probe] - effect for probe, effect in theirs.items()]))
+        row = {"mean": gained.value, "ci95": gained.interval}
+        body.append((f"{case} - original", str(gained.n), _estimate(row)))
+    return _table(("", "probes", "log-odds"), body)
+
+
 def _cases(name: str) -> dict[str, Any]:
     return {case: value for case, value in results(name).items() if case != "environment"}
 
@@ -452,7 +484,9 @@ PLACES: Mapping[str, Callable[[], str]] = {
     **{f"detection-{name}": partial(detection, name) for name in WATCHED},
     **{f"removal-{name}": partial(removal, name) for name in WATCHED},
     "over-loss": over_loss,
+    "cifar10": headline,
     "cifar10-foretold": foretold,
+    "cifar10-beside": beside_published,
     **{f"cifar10-{name}": partial(published, f"cifar10_{name}") for name in PUBLISHED},
     "stories": stories,
     "caesar": caesar,
