@@ -332,13 +332,18 @@ def headline() -> str:
 
 def beside_published() -> str:
     """Return the effects of storable edits minus those of the published setting, on the same probes, in log-odds."""
-    theirs = results("cifar10_original")["original"]["regimes"]["last_epoch"]["per_probe"]["edit"]
+
+    def per_probe(value: Any) -> Mapping[str, float]:
+        found: Mapping[str, float] = value["regimes"]["last_epoch"]["per_probe"]["edit"]
+        return found
+
     body = []
-    for case, value in (pair for file in ("r8", "r12") for pair in _cases(f"cifar10_{file}").items()):
-        ours = value["regimes"]["last_epoch"]["per_probe"]["edit"]
-        gained = mean_estimate(np.array([ours[probe] - effect for probe, effect in theirs.items()]))
-        row = {"mean": gained.value, "ci95": gained.interval}
-        body.append((f"{case} - original", str(gained.n), _estimate(row)))
+    for theirs, value in _cases("cifar10_original").items():
+        for ours, other in (pair for file in ("r8", "r12") for pair in _cases(f"cifar10_{file}").items()):
+            gains = [per_probe(other)[probe] - effect for probe, effect in per_probe(value).items()]
+            gained = mean_estimate(np.array(gains))
+            row = {"mean": gained.value, "ci95": gained.interval}
+            body.append((f"{ours} - {theirs}", str(gained.n), _estimate(row)))
     return _table(("", "probes", "log-odds"), body)
 
 
