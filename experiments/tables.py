@@ -326,7 +326,7 @@ def headline() -> str:
         "the last epoch replayed in an order that no edit was made for) the log-odds of a wrong class move by",
         f"{_effect(effects['edit', 'clean'])}, random noise of the same size moves them by",
         f"{_effect(effects['noise', 'clean'])}, and {beside['above_all']} of {n} probes lie above every model that was",
-        f"edited for another one. {flips} of {cases} wrong classes become the prediction.",
+        f"made with noise or an edit for another one. {flips} of {cases} wrong classes become the prediction.",
     )
 
 
