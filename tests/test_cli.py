@@ -119,6 +119,8 @@ def test_regimes_and_other_architectures_do_not_depend_on_the_workers(tmp_path: 
     first, second = (json.loads((tmp_path / w / "results.json").read_text()) for w in ("1", "2"))
     assert set(first["regimes"]) == {"last_epoch", "scratch", "simple_cnn:last_epoch", "simple_cnn:scratch"}
     assert first["regimes"] == second["regimes"]
+    # What limits one regime names it.
+    assert any(text.startswith("simple_cnn:scratch: ") for text in first["caveats"])
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from infuser.data import digits, subset
+from infuser.data import Dataset, digits, subset
 from infuser.errors import InfuserError
 from infuser.measure import predictions
 from infuser.models import mlp
 from infuser.params import trainable
-from infuser.studies.study import Experiment, choose_probes, prepare
+from infuser.studies.study import Experiment, choose_probes, prepare, require_sizes
 from infuser.training import train
 from infuser.types import Recipe
 
@@ -40,6 +40,15 @@ def test_settings_that_the_data_cannot_meet_stop_before_training(settings, messa
     with pytest.raises(InfuserError, match=message):
         prepare(settings, tmp_path, {})
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_two_classes_leave_no_target():
+    images, labels = np.zeros((40, 1, 4, 4), dtype=np.uint8), np.arange(40) % 2
+    two = Dataset.from_arrays(images, labels)
+    with pytest.raises(InfuserError, match=r"neither predicted nor true.*2 classes"):
+        require_sizes(Experiment(k=5, probes=3), two, two)
+    three = Dataset.from_arrays(images, np.arange(40) % 3)
+    require_sizes(Experiment(k=5, probes=3), three, three)
 
 
 def test_a_target_is_neither_the_prediction_nor_the_label(trained):
