@@ -8,9 +8,12 @@
 For each probe: scores and document gradients of EK-FAC beside those of the unrolled last epoch, on the run's own order
 and averaged over other orders; then edits of the same documents within the same ball along each of them, measured on
 what they were made for (`unrolled`: own order; `unrolled_orders`: crafted orders; `unrolled_scratch`: crafted scratch),
-on orders that nobody saw, from scratch, and on another architecture. All edit the documents that post_edit chose for
-EK-FAC, in as many steps of one size; the exact ascent replays training on the edited data at every step and keeps its
-last iterate, the other keeps its better one.
+on orders that nobody saw, from scratch, and on another architecture. All but `unrolled_chosen` edit the documents that
+post_edit chose for EK-FAC, and all take as many steps of one size. The exact ascent replays training on the edited data
+at every step and keeps its last iterate, the other keeps its better one. `unrolled` ascends the derivative of the one
+order; the others replay a new order (and initialisation) at every step and ascend the mean of all they have seen, an
+estimate of the derivative of the expected f. `unrolled_chosen` does so on the documents where that derivative promises
+most; where the whole run is too long for it (cifar10), through the last epoch.
 Probes are parts: `run` goes on where it was stopped, `table` writes results/unrolled.json.
 """
 
@@ -35,9 +38,9 @@ from infuser.checkpoints import Run
 from infuser.curvature.ekfac import fit_ekfac
 from infuser.data import Dataset
 from infuser.data.source import load
+from infuser.evaluation.arms import noise
 from infuser.evaluation.metrics import effect_block
-from infuser.evaluation.retrain import Start, retrain
-from infuser.evaluation.smoothness import metasmoothness, part_of
+from infuser.evaluation.retrain import retrain
 from infuser.evaluation.stats import compare, mean_estimate
 from infuser.executors import Local
 from infuser.measure import Margin
@@ -53,11 +56,12 @@ from infuser.studies.parts import Part, completed, key_of
 from infuser.studies.study import Experiment, choose_probes
 from infuser.tasks import task_of
 from infuser.training import train
-from infuser.types import Arm, Array, Builder, Edit, Estimate, Recipe, Trials
+from infuser.types import Arm, Array, Builder, Edit, Recipe, Trials
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "unrolled", ROOT / "experiments" / "results" / "unrolled.json"
-CRAFT, UNSEEN = (1, 2, 3), (11, 12, 13)  # orders that the averaged edit is made for, and orders for all
+# Orders that averages are taken over, and orders for all. A crafted edit sees one of seeds 1, 2, ... at each step.
+CRAFT, UNSEEN = (1, 2, 3), (101, 102, 103)
 DAMPING = 0.1
 
 
@@ -72,9 +76,9 @@ class Case:
     recipe: Recipe
     k: int
     radius: float
-    probes: int = 8
+    probes: int = 6
     steps: int = 20
-    regimes: tuple[Start, ...] = ("last_epoch", "scratch")
+    whole: bool = True  # edits are also made through the whole of training, not through the last epoch alone
     other_recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.05, batch_size=32, threads=1))
 
 
@@ -86,8 +90,8 @@ CASES = {
         Recipe(batch_size=50, lr=0.1, threads=1), 50, 16,
     ),
     "cifar10": Case(
-        "cifar10", 4_000, tiny_resnet, simple_cnn, Recipe(epochs=5, threads=1), 40, 12,
-        probes=4, steps=10, regimes=("last_epoch",), other_recipe=Recipe(lr=0.02, epochs=5, threads=1),
+        "cifar10", 2_000, partial(tiny_resnet, width=16), simple_cnn, DIGITS, 20, 12,
+        probes=4, steps=10, whole=False, other_recipe=Recipe(lr=0.02, threads=1),
     ),
 }  # fmt: skip
 
@@ -122,30 +126,37 @@ def probe_job(shared: Bench, q: int) -> Part:
     scores = attribute(shared.influence, run, data, probe)
     edited = perturb(method, direction, run, data, case.k, scores=scores)
     ways = {"unrolled": Unrolled(), "unrolled_orders": Unrolled(seeds=CRAFT), "unrolled_unseen": Unrolled(seeds=UNSEEN)}
-    exact = {name: way.score(run, data, probe).values[0] for name, way in ways.items()}
-    slopes = {name: way.document_gradient(run, data, probe, edited.ids)[0] for name, way in ways.items()}
+    exact = {name: way.derivatives(run, data, probe, edited.ids) for name, way in ways.items()}
+    slopes = {name: by_input[0] for name, (_, by_input) in exact.items()}
     model = run.model()
     batch = data.batch(data.positions(edited.ids), "cpu")
     v = direction.single()
     slopes["ekfac"] = document_gradient(model, trainable(model), task_of(data), batch, v, n=len(data), via="forward")
-    found = {"ekfac": scores.values[0], **exact}
+    found = {"ekfac": scores.values[0], **{name: by_weight.values[0] for name, (by_weight, _) in exact.items()}}
     facts = {f"rank {a} {b}": float(spearmanr(found[a], found[b]).statistic) for a, b in PAIRS}
     facts |= {f"cosine {a} {b}": cosine(slopes[a], slopes[b]) for a, b in PAIRS}
-    made = {"edit": edited}
-    for name in ("unrolled", "unrolled_orders"):
-        made[name] = ascend(ways[name], shared, q, edited)
-    if "scratch" in case.regimes:
-        made["unrolled_scratch"] = ascend(Unrolled("scratch", seeds=CRAFT[:1]), shared, q, edited)
-    for name in ("edit", "unrolled"):
-        made[f"half of {name}"] = part_of(made[name], 0.5)
+    # What the two averaged edits ascend: a new order, or a new initialisation too, at every step.
+    span = "scratch" if case.whole else "last_epoch"
+    orders, runs = ([Unrolled(start, (s,)) for s in range(1, case.steps + 1)] for start in ("last_epoch", span))
+    gains = Unrolled(span, CRAFT).document_gradient(run, data, probe, data.ids)[0]
+    best = method.ball.dual_norm(gains).topk(case.k).indices.sort().values
+    chosen = perturb(method, direction, run, data, ids=data.ids[best.numpy()])
+    made = {
+        "edit": edited,
+        "noise": noise(edited, q),
+        "unrolled": ascend([Unrolled()] * case.steps, shared, q, edited, mean=False),
+        "unrolled_orders": ascend(orders, shared, q, edited),
+        **({"unrolled_scratch": ascend(runs, shared, q, edited)} if case.whole else {}),
+        "unrolled_chosen": ascend(runs, shared, q, chosen),
+    }
     arms = [Arm("clean", data, ""), *(Arm(name, data.apply(edit), edit.made_by) for name, edit in made.items())]
     trials = {
         "own order": retrain(run, arms, probe, (case.recipe.seed,), "last_epoch"),
         "crafted orders": retrain(run, arms, probe, CRAFT, "last_epoch"),
     }
-    if "scratch" in case.regimes:
-        trials["crafted scratch"] = retrain(run, arms, probe, CRAFT[:1], "scratch")
-    for regime in case.regimes:
+    if case.whole:
+        trials["crafted scratch"] = retrain(run, arms, probe, CRAFT, "scratch")
+    for regime in ("last_epoch", "scratch"):
         trials[regime] = retrain(run, arms, probe, UNSEEN, regime)
         trials[f"other architecture, {regime}"] = retrain(shared.other, arms, probe, UNSEEN, regime)
     return Part(trials, None, facts)
@@ -165,18 +176,22 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double()).mean())
 
 
-def ascend(way: Unrolled, shared: Bench, q: int, like: Edit) -> Edit:
-    """Return the edit of the same documents along the exact derivative, taken anew at every step."""
+def ascend(ways: Sequence[Unrolled], shared: Bench, q: int, like: Edit, *, mean: bool = True) -> Edit:
+    """Return the edit of the same documents after a step along each exact derivative, or along their mean so far.
+
+    Each document's derivative counts with an L1 norm of one in that mean: some orders are far steeper than others.
+    """
     case, data, run = shared.case, shared.data, shared.run
     ball = Linf(case.radius)
     center = torch.from_numpy(like.before.astype(np.float32) / STEPS)
-    z, stored = center.clone(), like.before
-    for _ in range(case.steps):
+    z, stored, total = center.clone(), like.before, torch.zeros_like(center)
+    for way in ways:
         at = data.apply(replaced(like, stored)) if not np.array_equal(stored, like.before) else data
         slope = way.document_gradient(run, at, shared.probes[q], like.ids)[0]
-        z = ball.project(z + ball.steepest(slope) * (2.5 * case.radius / case.steps / STEPS), center)
+        total = mean * total + slope / slope.flatten(1).abs().mean(1).view(-1, *[1] * (slope.ndim - 1)).clamp(min=1e-30)
+        z = ball.project(z + ball.steepest(total) * (2.5 * case.radius / len(ways) / STEPS), center)
         stored = ball.store(z.double().numpy(), like.before)
-    return replace(replaced(like, stored), made_by=f"sign ascent along {way}")
+    return replace(replaced(like, stored), made_by=f"sign ascent along {ways[0]} to {ways[-1]}, mean: {mean}")
 
 
 def replaced(edit: Edit, after: Array) -> Edit:
@@ -223,11 +238,6 @@ def table() -> None:
             for fact in parts[0]["facts"]
         }
         regimes = {regime: effects([part["trials"][regime] for part in parts]) for regime in parts[0]["trials"]}
-        smoothness = {
-            regime: {arm: said(course([part["trials"][regime] for part in parts], arm)) for arm in ("edit", "unrolled")}
-            for regime in regimes
-            if {*parts[0]["trials"][regime]["seed"]} == {*UNSEEN}
-        }
         results[name] = {
             "documents": case.limit,
             "edited": case.k,
@@ -237,7 +247,6 @@ def table() -> None:
             "orders": {"crafted for": CRAFT, "measured on": UNSEEN},
             "agreement": facts,
             "effects": regimes,
-            "metasmoothness": smoothness,
             "environment": read_json(made)["environment"],
         }
         print(f"\n{name}, {len(parts)} probes")
@@ -247,22 +256,6 @@ def table() -> None:
             for row in rows:
                 print(f"  {regime:35s} {row['arm']:18s} - {row['control']:6s} {row['mean']:+.2f} {row['ci95']}")
     write_json(RESULTS, results)
-
-
-def course(stored: Sequence[Mapping[str, Any]], arm: str) -> Estimate:
-    """Return whether f goes on in the second half of the edit as it began in the first.
-
-    The halves are measured on different seeds: with the same half-way models in both, jitter alone would give -1/2.
-    """
-    pooled = trials_of(stored)
-    parts = [replaced_rows(pooled, pooled.seed == UNSEEN[0]), replaced_rows(pooled, pooled.seed != UNSEEN[0])]
-    first = compare(parts[0], f"half of {arm}").per_probe
-    second = compare(parts[1], arm, f"half of {arm}").per_probe
-    return metasmoothness(np.array([first[p] for p in second]), np.array(list(second.values())))
-
-
-def replaced_rows(trials: Trials, kept: Array) -> Trials:
-    return replace(trials, **{c: getattr(trials, c)[kept] for c in ("arm", "seed", "probe", "measure", "value")})
 
 
 def trials_of(stored: Sequence[Mapping[str, Any]]) -> Trials:

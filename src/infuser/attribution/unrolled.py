@@ -9,9 +9,8 @@ part of the state; their terms come from autograd of the step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -51,19 +50,7 @@ class Unrolled:
         Raises:
             InfuserError: the run did not keep the checkpoint, or the replay does not arrive at the stored weights.
         """
-        total: Array = np.zeros(0)
-        names: tuple[str, ...] = ()
-        for replay in self._replays(run, data):
-            visited: list[tuple[Tensor, Tensor]] = []
-            names = self._walk(run, replay, probes, partial(_keep_weights, visited))
-            part = np.zeros((len(names), len(data)))
-            for positions, by_weight in visited:
-                part[:, positions.numpy()] += by_weight.double().cpu().numpy()
-            total = part if not total.size else total + part
-        unit = getattr(probes, "unit", "its own")
-        method = f"unrolled from {self.start}, {max(1, len(self.seeds))} orders"
-        values = total / max(1, len(self.seeds))
-        return Scores(values, data.ids, method, f"change of f [{unit}] when the document counts twice", names)
+        return self._mean(run, data, probes, {})[0]
 
     def document_gradient(self, run: Run, data: Dataset, probes: Measurement, ids: Sequence[int] | Array) -> Tensor:
         """Return df/dz of the documents `ids` in the network's units, (Q, k, *shape): the direction that raises f.
@@ -71,21 +58,41 @@ class Unrolled:
         Raises:
             InfuserError: as `score`; or an id is not in the data.
         """
-        row = {int(position): k for k, position in enumerate(data.positions(ids))}
-        total: Tensor | None = None
-        for replay in self._replays(run, data):
+        return self.derivatives(run, data, probes, ids)[1]
 
-            def add(step: Step, _: Tensor, by_input: Tensor) -> None:
-                nonlocal total
-                if total is None:
-                    total = by_input.new_zeros(by_input.shape[0], len(row), *by_input.shape[2:])
-                for b, position in enumerate(step.positions.tolist()):
-                    if position in row:
-                        total[:, row[position]] += by_input[:, b]
+    def derivatives(
+        self, run: Run, data: Dataset, probes: Measurement, ids: Sequence[int] | Array
+    ) -> tuple[Scores, Tensor]:
+        """Return `score` and `document_gradient` of one pass through training.
 
-            self._walk(run, replay, probes, add, inputs=True)
-        assert total is not None, "a replay has at least one step"
-        return total / max(1, len(self.seeds))
+        Raises:
+            InfuserError: as `document_gradient`.
+        """
+        return self._mean(run, data, probes, {int(position): k for k, position in enumerate(data.positions(ids))})
+
+    def _mean(self, run: Run, data: Dataset, probes: Measurement, row: Mapping[int, int]) -> tuple[Scores, Tensor]:
+        """Return means over the replays: df/dw of all documents, and df/dz of those at positions that have a row."""
+        replays = self._replays(run, data)
+        weights: Array = np.zeros(0)
+        slopes = torch.zeros(0)
+        names: tuple[str, ...] = ()
+
+        def add(step: Step, by_weight: Tensor, by_input: Tensor) -> None:
+            nonlocal weights, slopes
+            if not weights.size:
+                weights = np.zeros((len(by_weight), len(data)))
+                slopes = by_input.new_zeros(len(by_input), len(row), *by_input.shape[2:])
+            weights[:, step.positions.numpy()] += by_weight.double().cpu().numpy()
+            for b, position in enumerate(step.positions.tolist()):
+                if position in row:
+                    slopes[:, row[position]] += by_input[:, b]
+
+        for replay in replays:
+            names = self._walk(run, replay, probes, add, inputs=bool(row))
+        unit = getattr(probes, "unit", "its own")
+        method = f"unrolled from {self.start}, {len(replays)} orders"
+        meaning = f"change of f [{unit}] when the document counts twice"
+        return Scores(weights / len(replays), data.ids, method, meaning, names), slopes / len(replays)
 
     def _replays(self, run: Run, data: Dataset) -> list[Replay]:
         seeds = self.seeds or (run.recipe.seed,)
@@ -122,10 +129,6 @@ class Unrolled:
                 adjoint, by_weight, by_input = _pull_back(replay, states.pop(), step, adjoint, inputs)
                 visit(step, by_weight, by_input)
         return names
-
-
-def _keep_weights(visited: list[tuple[Tensor, Tensor]], step: Step, by_weight: Tensor, _: Tensor) -> None:
-    visited.append((step.positions, by_weight))
 
 
 def begin(run: Run, start: str | int) -> Checkpoint | None:
