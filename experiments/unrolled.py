@@ -8,12 +8,9 @@
 For each probe: scores and document gradients of EK-FAC beside those of the unrolled last epoch, on the run's own order
 and averaged over other orders; then edits of the same documents within the same ball along each of them, measured on
 what they were made for (`unrolled`: own order; `unrolled_orders`: crafted orders; `unrolled_scratch`: crafted scratch),
-on orders that nobody saw, from scratch, and on another architecture. All but `unrolled_chosen` edit the documents that
-post_edit chose for EK-FAC, and all take as many steps of one size. The exact ascent replays training on the edited data
-at every step and keeps its last iterate, the other keeps its better one. `unrolled` ascends the derivative of the one
-order; the others replay a new order (and initialisation) at every step and ascend the mean of all they have seen, an
-estimate of the derivative of the expected f. `unrolled_chosen` does so on the documents where that derivative promises
-most; where the whole run is too long for it (cifar10), through the last epoch.
+on orders that nobody saw, from scratch, and on another architecture. They edit the documents that post_edit chose for
+EK-FAC, in as many steps of one size, and the last two replay another order or initialisation at every step.
+`unrolled_chosen` is `unrolled_scratch` on the documents whose derivative promises most.
 Probes are parts: `run` goes on where it was stopped, `table` writes results/unrolled.json.
 """
 
@@ -22,7 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,21 +43,22 @@ from infuser.executors import Local
 from infuser.measure import Margin
 from infuser.models import mlp, simple_cnn, tiny_resnet
 from infuser.params import trainable
-from infuser.perturbation.balls import STEPS, Linf
+from infuser.perturbation.balls import Linf
 from infuser.perturbation.document_gradient import document_gradient
 from infuser.perturbation.perturb import perturb
 from infuser.perturbation.pgd import PGD
+from infuser.perturbation.unrolled_pgd import UnrolledPGD
 from infuser.storage import plain, read_json, write_json
 from infuser.studies.environment import environment
 from infuser.studies.parts import Part, completed, key_of
 from infuser.studies.study import Experiment, choose_probes
 from infuser.tasks import task_of
 from infuser.training import train
-from infuser.types import Arm, Array, Builder, Edit, Recipe, Trials
+from infuser.types import Arm, Builder, Recipe, Trials
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "unrolled", ROOT / "experiments" / "results" / "unrolled.json"
-# Orders that averages are taken over, and orders for all. A crafted edit sees one of seeds 1, 2, ... at each step.
+# Orders that averages are taken over, and orders for all. Crafted edits see seeds 1, 2, ..., one a step.
 CRAFT, UNSEEN = (1, 2, 3), (101, 102, 103)
 DAMPING = 0.1
 
@@ -74,24 +72,26 @@ class Case:
     builder: Builder
     other: Builder
     recipe: Recipe
+    other_recipe: Recipe
     k: int
     radius: float
     probes: int = 6
     steps: int = 20
     whole: bool = True  # edits are also made through the whole of training, not through the last epoch alone
-    other_recipe: Recipe = field(default_factory=lambda: Recipe(lr=0.05, batch_size=32, threads=1))
 
 
-DIGITS = Recipe(batch_size=32, lr=0.02, threads=1)
 CASES = {
-    "digits": Case("digits", None, partial(tiny_resnet, width=16), partial(simple_cnn, width=16), DIGITS, 28, 16),
+    "digits": Case(
+        "digits", None, partial(simple_cnn, width=16), partial(tiny_resnet, width=16),
+        Recipe(lr=0.05, batch_size=32, threads=1), Recipe(lr=0.02, batch_size=32, threads=1), 28, 16,
+    ),
     "mnist": Case(
         "mnist", 5_000, partial(mlp, hidden=(64, 64)), partial(simple_cnn, width=8),
-        Recipe(batch_size=50, lr=0.1, threads=1), 50, 16,
+        Recipe(lr=0.1, batch_size=50, threads=1), Recipe(lr=0.05, batch_size=32, threads=1), 50, 16,
     ),
     "cifar10": Case(
-        "cifar10", 2_000, partial(tiny_resnet, width=16), simple_cnn, DIGITS, 20, 12,
-        probes=4, steps=10, whole=False, other_recipe=Recipe(lr=0.02, threads=1),
+        "cifar10", 1_000, partial(tiny_resnet, width=16), simple_cnn,
+        Recipe(threads=1), Recipe(lr=0.02, threads=1), 20, 12, probes=4, steps=10, whole=False,
     ),
 }  # fmt: skip
 
@@ -122,9 +122,9 @@ def probe_job(shared: Bench, q: int) -> Part:
     """Return the trials of every arm for a probe, and how the two derivatives agree."""
     probe, case, run, data = shared.probes[q], shared.case, shared.run, shared.data
     direction = shared.influence.direction(run, probe)
-    method = PGD(Linf(case.radius), steps=case.steps)
+    ball = Linf(case.radius)
     scores = attribute(shared.influence, run, data, probe)
-    edited = perturb(method, direction, run, data, case.k, scores=scores)
+    edited = perturb(PGD(ball, steps=case.steps), direction, run, data, case.k, scores=scores)
     ways = {"unrolled": Unrolled(), "unrolled_orders": Unrolled(seeds=CRAFT), "unrolled_unseen": Unrolled(seeds=UNSEEN)}
     exact = {name: way.derivatives(run, data, probe, edited.ids) for name, way in ways.items()}
     slopes = {name: by_input[0] for name, (_, by_input) in exact.items()}
@@ -135,20 +135,19 @@ def probe_job(shared: Bench, q: int) -> Part:
     found = {"ekfac": scores.values[0], **{name: by_weight.values[0] for name, (by_weight, _) in exact.items()}}
     facts = {f"rank {a} {b}": float(spearmanr(found[a], found[b]).statistic) for a, b in PAIRS}
     facts |= {f"cosine {a} {b}": cosine(slopes[a], slopes[b]) for a, b in PAIRS}
-    # What the two averaged edits ascend: a new order, or a new initialisation too, at every step.
-    span = "scratch" if case.whole else "last_epoch"
-    orders, runs = ([Unrolled(start, (s,)) for s in range(1, case.steps + 1)] for start in ("last_epoch", span))
-    gains = Unrolled(span, CRAFT).document_gradient(run, data, probe, data.ids)[0]
-    best = method.ball.dual_norm(gains).topk(case.k).indices.sort().values
-    chosen = perturb(method, direction, run, data, ids=data.ids[best.numpy()])
-    made = {
-        "edit": edited,
-        "noise": noise(edited, q),
-        "unrolled": ascend([Unrolled()] * case.steps, shared, q, edited, mean=False),
-        "unrolled_orders": ascend(orders, shared, q, edited),
-        **({"unrolled_scratch": ascend(runs, shared, q, edited)} if case.whole else {}),
-        "unrolled_chosen": ascend(runs, shared, q, chosen),
+    seeds = tuple(range(1, case.steps + 1))
+    ascents = {
+        "unrolled": UnrolledPGD(ball, probe, steps=case.steps),
+        "unrolled_orders": UnrolledPGD(ball, probe, seeds=seeds, steps=case.steps),
+        **({"unrolled_scratch": UnrolledPGD(ball, probe, "scratch", seeds, case.steps)} if case.whole else {}),
     }
+    made = {"edit": edited, "noise": noise(edited, q)}
+    made |= {name: perturb(ascent, direction, run, data, ids=edited.ids) for name, ascent in ascents.items()}
+    if case.whole:
+        bounds = ascents["unrolled_scratch"].potential(direction, run, data, data.ids)
+        best = data.ids[np.argsort(-bounds, kind="stable")[: case.k]]
+        made["unrolled_chosen"] = perturb(ascents["unrolled_scratch"], direction, run, data, ids=best)
+    facts |= {f"predicted {name}": float(edit.gains.sum()) for name, edit in made.items() if edit.gains is not None}
     arms = [Arm("clean", data, ""), *(Arm(name, data.apply(edit), edit.made_by) for name, edit in made.items())]
     trials = {
         "own order": retrain(run, arms, probe, (case.recipe.seed,), "last_epoch"),
@@ -174,28 +173,6 @@ PAIRS = (
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     """Return the mean over documents of the cosine of their gradients."""
     return float(torch.nn.functional.cosine_similarity(a.flatten(1).double(), b.flatten(1).double()).mean())
-
-
-def ascend(ways: Sequence[Unrolled], shared: Bench, q: int, like: Edit, *, mean: bool = True) -> Edit:
-    """Return the edit of the same documents after a step along each exact derivative, or along their mean so far.
-
-    Each document's derivative counts with an L1 norm of one in that mean: some orders are far steeper than others.
-    """
-    case, data, run = shared.case, shared.data, shared.run
-    ball = Linf(case.radius)
-    center = torch.from_numpy(like.before.astype(np.float32) / STEPS)
-    z, stored, total = center.clone(), like.before, torch.zeros_like(center)
-    for way in ways:
-        at = data.apply(replaced(like, stored)) if not np.array_equal(stored, like.before) else data
-        slope = way.document_gradient(run, at, shared.probes[q], like.ids)[0]
-        total = mean * total + slope / slope.flatten(1).abs().mean(1).view(-1, *[1] * (slope.ndim - 1)).clamp(min=1e-30)
-        z = ball.project(z + ball.steepest(total) * (2.5 * case.radius / len(ways) / STEPS), center)
-        stored = ball.store(z.double().numpy(), like.before)
-    return replace(replaced(like, stored), made_by=f"sign ascent along {ways[0]} to {ways[-1]}, mean: {mean}")
-
-
-def replaced(edit: Edit, after: Array) -> Edit:
-    return replace(edit, after=after, gains=None)
 
 
 def run_case(name: str) -> None:

@@ -35,6 +35,7 @@ TRAK
 TracIn
 Trials
 Unrolled
+UnrolledPGD
 __version__
 adapters
 arms

@@ -38,6 +38,7 @@ _WHERE = {
     "TracIn": "infuser.attribution.tracin",
     "Trials": "infuser.types",
     "Unrolled": "infuser.attribution.unrolled",
+    "UnrolledPGD": "infuser.perturbation.unrolled_pgd",
     "adapters": "infuser.adapters",
     "arms": "infuser.evaluation.arms",
     "attribute": "infuser.attribution.attribute",

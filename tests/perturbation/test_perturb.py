@@ -112,7 +112,7 @@ def test_the_pool_takes_turns_between_score_and_potential():
     assert isinstance(METHOD, Hinting)
     data, run, v = small.images(), small.run(), small.direction()
     by_score = data.ids[np.argsort(-direction_scores(v, run, data), kind="stable")]
-    by_hint = data.ids[np.argsort(-METHOD.potential(v, run, data), kind="stable")]
+    by_hint = data.ids[np.argsort(-METHOD.potential(v, run, data, data.ids), kind="stable")]
     pool = pool_of([by_score, by_hint], 8)
     assert len(set(pool.tolist())) == 8
     assert {*by_score[:4].tolist(), *by_hint[:4].tolist()} <= {*pool.tolist()}
@@ -120,8 +120,8 @@ def test_the_pool_takes_turns_between_score_and_potential():
 
     @dataclass(frozen=True)
     class Hinted(Counting):
-        def potential(self, direction, run, data):
-            return METHOD.potential(direction, run, data)
+        def potential(self, direction, run, data, ids):
+            return METHOD.potential(direction, run, data, ids)
 
     perturb(Hinted(seen), v, run, data, 2, select=PostEdit(pool=4))
     assert seen == [pool.tolist()]
@@ -135,7 +135,7 @@ def test_given_scores_fill_the_pool_of_post_edit_and_the_predicted_effect_still_
                "worst first": Scores(-own[None], data.ids, "reversed", "f")}.items()}  # fmt: skip
     assert chosen["none"] == chosen["equal"] != chosen["worst first"]
     pool = pool_of([data.ids[np.argsort(own, kind="stable")],
-                    data.ids[np.argsort(-METHOD.potential(v, run, data), kind="stable")]], 12)  # fmt: skip
+                    data.ids[np.argsort(-METHOD.potential(v, run, data, data.ids), kind="stable")]], 12)  # fmt: skip
     edited = METHOD.edit(v, run, data, pool)
     after = direction_scores(v, run, data, pool) + edited.gains
     np.testing.assert_allclose(direction_scores(v, run, data, pool), own[data.positions(pool)], rtol=1e-6)
@@ -148,15 +148,15 @@ def test_screening_asks_for_hints_about_so_many_documents_and_no_more():
 
     @dataclass(frozen=True)
     class Asked(Counting):
-        def potential(self, direction, run, data):
-            asked.extend(data.ids.tolist())
-            return METHOD.potential(direction, run, data)
+        def potential(self, direction, run, data, ids):
+            asked.extend(ids.tolist())
+            return METHOD.potential(direction, run, data, ids)
 
     seen: list = []
     perturb(Asked(seen), v, run, data, 2, select=PostEdit(pool=4, screened=9), seed=3)
     drawn = choose("random", data, run, 9, seed=3)
     assert sorted(asked) == sorted(drawn.tolist())
-    whole = METHOD.potential(v, run, data)[data.positions(drawn)]
+    whole = METHOD.potential(v, run, data, data.ids)[data.positions(drawn)]
     by_score = data.ids[np.argsort(-direction_scores(v, run, data), kind="stable")]
     assert seen == [pool_of([by_score, drawn[np.argsort(-whole, kind="stable")]], 8).tolist()]
     with pytest.raises(InfuserError, match="screened is out of range"):

@@ -88,7 +88,7 @@ def test_a_small_ball_gains_the_dual_norm():
     run = Run.from_weights(small.smooth, small.run().checkpoints[-1].weights, data)
     method = PGD(Linf(1), steps=3)
     edit = method.edit(small.direction(), run, data, data.ids)
-    bound = method.potential(small.direction(), run, data)
+    bound = method.potential(small.direction(), run, data, data.ids)
     assert bound.shape == (len(data),)
     strong = bound > np.median(bound)
     np.testing.assert_allclose(edit.gains[strong], bound[strong], rtol=0.05)

@@ -1,5 +1,7 @@
 """What the jobs of a study share."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from infuser.errors import InfuserError
 from infuser.measure import predictions
 from infuser.models import mlp
 from infuser.params import trainable
+from infuser.studies.experiment import make_edits, probe_job
 from infuser.studies.study import Experiment, choose_probes, prepare, require_sizes
 from infuser.training import train
 from infuser.types import Recipe
@@ -62,3 +65,44 @@ def test_a_target_is_neither_the_prediction_nor_the_label(trained):
     assert not (labels == probes.documents.targets).any()
     # Else no target would have had to be refused, and the test could not fail.
     assert (np.asarray(guesses) != probes.documents.targets).any()
+
+
+SHORT = Experiment(
+    limit=60,
+    model="mlp",
+    recipe=Recipe(epochs=2, threads=1),
+    fit_documents=None,
+    probes=1,
+    k=4,
+    steps=2,
+    radius=4,
+    pool=2.0,
+    unrolled="scratch",
+    controls=("noise", "random_docs", "influence"),
+    regimes=("scratch",),
+    seeds=(1,),
+    workers=1,
+)
+
+
+def test_an_unrolled_edit_is_a_strategy_of_a_study(tmp_path):
+    study = prepare(SHORT, tmp_path, {})
+    made = make_edits(study, 0)
+    assert list(made) == ["edit", "random_docs", "influence"]
+    for name in ("edit", "random_docs"):
+        assert made[name].made_by.startswith("unrolled PGD Linf 4/255, 2 steps of 5/255, from scratch, 2 other orders")
+    assert made["edit"].made_by.endswith("by gain from 8")
+    plain = make_edits(replace(study, settings=replace(SHORT, unrolled=None, controls=())), 0)["edit"]
+    assert np.array_equal(made["influence"].after, plain.after)
+    assert not np.array_equal(made["edit"].ids, plain.ids) or not np.array_equal(made["edit"].after, plain.after)
+    part = probe_job(study, 0)
+    assert sorted({*part.trials["scratch"].arm}) == ["edit", "influence", "noise", "random_docs"]
+    assert part.facts["predicted"] == pytest.approx(made["edit"].gains.sum())
+
+
+def test_settings_of_an_unrolled_edit_are_checked():
+    with pytest.raises(InfuserError, match=r"seeds is out of range.*1000001.*none that an unrolled edit is made with"):
+        replace(SHORT, seeds=(1, 1_000_001))
+    replace(SHORT, seeds=(1, 1_000_002))
+    with pytest.raises(InfuserError, match="influence is the edit itself"):
+        replace(SHORT, unrolled=None)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infuser.errors import InfuserError
+from infuser.errors import InfuserError, require
 from infuser.types import Array, Constraint
 
 STEPS = 255  # stored levels above zero: one step is 1/255 in network units
@@ -230,6 +230,29 @@ def _finite(z: Array) -> Array:
 
 def _per_document(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def require_ascent(ball: Linf | L2, step_size: float | None, storable: bool = True, /, **counts: int) -> None:
+    """Raise where the settings of an ascent of 8-bit (`storable`) or float documents are out of range.
+
+    Args:
+        ball: that holds the edit.
+        step_size: in steps of 1/255, or None for the method's own.
+        storable: the edit is rounded to 8 bits.
+        counts: of steps and the like, each at least 1.
+    """
+    for name, value in counts.items():
+        require(name, value, value >= 1, "at least 1")
+    if step_size is not None:
+        require("step_size", step_size, bool(np.isfinite(step_size)) and step_size > 0, "above 0 (steps of 1/255)")
+    if storable and ball.radius < 1:
+        raise InfuserError(
+            f"{ball} holds no edit that 8 bits can store",
+            got=ball.radius,
+            expected="a radius of at least 1 (steps of 1/255)",
+            causes=["the radius was given in units of [0, 1]"],
+            remedy=f"did you mean {ball.radius * STEPS:g}?",
+        )
 
 
 def _check_radius(name: str, radius: float, holds: bool, expected: str) -> None:

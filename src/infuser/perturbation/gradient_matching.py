@@ -14,7 +14,7 @@ from infuser import params as algebra
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
-from infuser.perturbation.balls import L2, STEPS, Linf
+from infuser.perturbation.balls import L2, STEPS, Linf, require_ascent
 from infuser.perturbation.document_gradient import PredictedEffect
 from infuser.perturbation.pgd import document_scores, predicted_effect, require_pixels
 from infuser.progress import track
@@ -61,15 +61,8 @@ class GradientMatching:
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        for name, value in (("steps", self.steps), ("restarts", self.restarts), ("batch_size", self.batch_size)):
-            if value < 1:
-                raise InfuserError(f"{name} is out of range", got=value, expected="at least 1")
-        if self.step_size is not None and not (np.isfinite(self.step_size) and self.step_size > 0):
-            raise InfuserError("step_size is out of range", got=self.step_size, expected="above 0 (steps of 1/255)")
-        if self.ball.radius < 1:
-            raise InfuserError(
-                f"{self.ball} holds no edit that 8 bits can store", expected="a radius of at least 1 (steps of 1/255)"
-            )
+        counts = {"steps": self.steps, "restarts": self.restarts, "batch_size": self.batch_size}
+        require_ascent(self.ball, self.step_size, **counts)
 
     def __str__(self) -> str:
         return f"gradient matching {self.ball}, {self.steps} steps, {self.restarts} restarts, seed {self.seed}"

@@ -31,8 +31,8 @@ class Perturber(Protocol):
 class Hinting(Protocol):
     """A perturber that can say cheaply which documents are worth editing."""
 
-    def potential(self, direction: Direction, run: Run, data: Dataset) -> Array:
-        """Return a first-order bound on what an edit of each document could gain, (N,) in units of f."""
+    def potential(self, direction: Direction, run: Run, data: Dataset, ids: Sequence[int] | Array) -> Array:
+        """Return a first-order bound on what an edit of each of the documents `ids` could gain, (k,) in units of f."""
         ...
 
 
@@ -51,7 +51,7 @@ def perturb(
     """Return the edit of k documents that raises f along `direction`, first choice first.
 
     Args:
-        method: PGD, GradientMatching, or any Perturber.
+        method: PGD, UnrolledPGD, GradientMatching, or any Perturber.
         direction: v; several queries count as their mean.
         run: trained on `data`.
         data: N documents, as the run was trained on them.
@@ -123,7 +123,7 @@ def _post_edit(
     if isinstance(method, Hinting):
         count = min(settings.screened or len(able), len(able))
         seen = able if count == len(able) else able[choose("random", able, run, count, seed=seed)]
-        other = choose("top", seen, run, count, scores=method.potential(direction, run, seen) * seen.weights)
+        other = choose("top", seen, run, count, scores=method.potential(direction, run, data, seen.ids) * seen.weights)
     else:
         other = choose("random", able, run, len(able), seed=seed)
     size = min(len(able), ceil(settings.pool * k))

@@ -15,7 +15,7 @@ from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.params import trainable
-from infuser.perturbation.balls import L2, STEPS, Linf
+from infuser.perturbation.balls import L2, STEPS, Linf, require_ascent
 from infuser.perturbation.document_gradient import TOLERANCE, MeanEffect, PredictedEffect
 from infuser.progress import track
 from infuser.tasks import task_of
@@ -74,19 +74,7 @@ class PGD:
     views: tuple[View, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value in (("steps", self.steps), ("batch_size", self.batch_size)):
-            if value < 1:
-                raise InfuserError(f"{name} is out of range", got=value, expected="at least 1")
-        if self.step_size is not None and not (np.isfinite(self.step_size) and self.step_size > 0):
-            raise InfuserError("step_size is out of range", got=self.step_size, expected="above 0 (steps of 1/255)")
-        if self.storable and self.ball.radius < 1:
-            raise InfuserError(
-                f"{self.ball} holds no edit that 8 bits can store",
-                got=self.ball.radius,
-                expected="a radius of at least 1 (steps of 1/255)",
-                causes=["the radius was given in units of [0, 1]"],
-                remedy=f"did you mean {self.ball.radius * STEPS:g}?",
-            )
+        require_ascent(self.ball, self.step_size, self.storable, steps=self.steps, batch_size=self.batch_size)
 
     def __str__(self) -> str:
         stored = "" if self.storable else ", floats without [0, 1]"
@@ -131,14 +119,15 @@ class PGD:
             scores[winner, rows] - scores[0],
         )
 
-    def potential(self, direction: Direction, run: Run, data: Dataset) -> Array:
-        """Return radius times the dual norm of each document gradient, (N,) in units of f.
+    def potential(self, direction: Direction, run: Run, data: Dataset, ids: Sequence[int] | Array) -> Array:
+        """Return radius times the dual norm of the gradient of each of the documents `ids`, (k,) in units of f.
 
         It is what a first-order edit of the document could gain if nothing else bounded it: a cheap hint at which
         documents are worth editing, for one gradient pass over the data.
         """
         require_pixels(data, self.storable)
-        sizes = self._sizes(self._effect(direction, run, data, data), data, run.device)
+        chosen = data[ids]
+        sizes = self._sizes(self._effect(direction, run, data, chosen), chosen, run.device)
         return sizes * (self.ball.radius / STEPS)
 
     def _effect(self, direction: Direction, run: Run, data: Dataset, chosen: Dataset) -> PredictedEffect | MeanEffect:
@@ -178,7 +167,7 @@ class PGD:
         best_score = torch.full((len(batch),), -torch.inf, device=center.device)
         for _ in track(range(self.steps), described):
             score, slope = effect.at(z, batch.targets)
-            _require_finite(slope, batch)
+            require_finite(slope, batch.ids)
             better = score > best_score
             best_score = torch.where(better, score.to(best_score), best_score)
             best = torch.where(better.reshape(-1, *(1,) * (z.ndim - 1)), z, best)
@@ -242,12 +231,13 @@ def _checked(effect: PredictedEffect, data: Dataset, tolerance: float) -> Predic
     return effect.checked(effect.task.feed(batch.inputs), batch.targets, tolerance)
 
 
-def _require_finite(slope: Tensor, batch: Batch) -> None:
+def require_finite(slope: Tensor, ids: Tensor | Array) -> None:
+    """Raise where a document gradient is not finite."""
     finite = torch.isfinite(slope.flatten(1)).all(1)
     if not finite.all():
         raise InfuserError(
             "the document gradient is not finite",
-            got=f"documents {listed(batch.ids[~finite].tolist())}",
+            got=f"documents {listed(np.asarray(ids)[~finite.cpu().numpy()].tolist())}",
             causes=["the model diverged", "the direction is far too large: its damping is too small"],
             remedy="check the checkpoint's loss, or raise the damping",
         )

@@ -145,11 +145,11 @@ class GreedyTokens:
         budget = TokenBudget(self.share)
         return Edit(chosen.ids, chosen.inputs, rows, chosen.targets, targets, budget, str(self), gains)
 
-    def potential(self, direction: Direction, run: Run, data: Dataset) -> Array:
-        """Return the sum of the best label-side gains within the budget for every document, (N,) in units of f."""
-        effect, lexicon = TokenEffect.of(direction, run, data), self.lexicon(data)
-        bounds = np.zeros(len(data))
-        for i, (row, target) in enumerate(zip(data.inputs, data.targets, strict=True)):
+    def potential(self, direction: Direction, run: Run, data: Dataset, ids: Sequence[int] | Array) -> Array:
+        """Return the sum of the best label-side gains within the budget for each document, (k,) in units of f."""
+        effect, lexicon, chosen = TokenEffect.of(direction, run, data), self.lexicon(data), data[ids]
+        bounds = np.zeros(len(chosen))
+        for i, (row, target) in enumerate(zip(chosen.inputs, chosen.targets, strict=True)):
             room, written = TokenBudget(self.share).tokens(row), set[int]()
             for s in propose(effect.label_gains(row, target), row, lexicon, self.mode, len(row), 1):
                 if not written.isdisjoint(s.places):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,9 +28,10 @@ from infuser.measure import Correct, Distribution, LogProb, Margin, Probability
 from infuser.perturbation.distances import distance_summary
 from infuser.perturbation.gradient_matching import GradientMatching
 from infuser.perturbation.manifest import load_edit, save_edit
-from infuser.perturbation.perturb import perturb
+from infuser.perturbation.perturb import Perturber, perturb
 from infuser.perturbation.pgd import PGD
 from infuser.perturbation.select import PostEdit, Strategy, of_class
+from infuser.perturbation.unrolled_pgd import UnrolledPGD
 from infuser.storage import write_json
 from infuser.studies.environment import environment
 from infuser.studies.folder import opened
@@ -109,22 +110,30 @@ def probe_job(study: Study, q: int) -> Part:
 def make_edits(study: Study, q: int) -> dict[str, Edit]:
     """Return the edit of probe q and of each control that needs one of its own."""
     settings, data, run = study.settings, study.data, study.run
-    method = PGD(settings.ball, steps=settings.steps)
+    along = PGD(settings.ball, steps=settings.steps)
+    method: Perturber = along
+    if settings.unrolled:
+        seeds = tuple(settings.crafted)
+        method = UnrolledPGD(settings.ball, study.probes[q], settings.unrolled, seeds, settings.steps)
     direction = study.influence.direction(run, study.probes[q])
     own, seed = study.scores[q], settings.probe_seed + q
 
-    def made(towards: Direction, strategy: Strategy, scores: Scores | None = None) -> Edit:
-        select = PostEdit(settings.pool) if strategy == "post_edit" else strategy
+    def made(method: Perturber, towards: Direction, strategy: Strategy, scores: Scores | None = None) -> Edit:
+        # The scores are of the direction: beside gains of another method they are on another scale.
+        criterion: Literal["alignment", "gain"] = "alignment" if method is along else "gain"
+        select = PostEdit(settings.pool, criterion) if strategy == "post_edit" else strategy
         return perturb(method, towards, run, data, settings.k, select=select, scores=scores, seed=seed)
 
-    edits = {"edit": made(direction, settings.select, own)}
+    edits = {"edit": made(method, direction, settings.select, own)}
     if "random_docs" in settings.controls:
-        edits["random_docs"] = made(direction, "random")
+        edits["random_docs"] = made(method, direction, "random")
     if "top" in settings.controls:
-        edits["top"] = made(direction, "top", own)
+        edits["top"] = made(method, direction, "top", own)
+    if "influence" in settings.controls:
+        edits["influence"] = made(along, direction, settings.select, own)
     gradient = study.plain.direction(run, study.probes[q])
     if "no_curvature" in settings.controls:
-        edits["no_curvature"] = made(gradient, settings.select)
+        edits["no_curvature"] = made(along, gradient, settings.select)
     if "gradient_matching" in settings.controls:
         ids = of_class(data, int(np.asarray(study.probes[q].labels)[0]), settings.k, seed)
         matching = GradientMatching(settings.ball, restarts=settings.restarts)
