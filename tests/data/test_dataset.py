@@ -33,6 +33,9 @@ def test_from_arrays():
     assert data.weights.tolist() == [1] * 6
     assert Dataset.from_arrays(np.zeros((2, 3, 4), np.uint8), [0, 1]).input_shape == (1, 3, 4)
     assert Dataset.from_arrays(np.zeros((2, 5)), [0, 1], classes=("a", "b", "c")).n_outputs == 3
+    assert Dataset.from_arrays(np.zeros((2, 3, 3, 4), np.uint8), [0, 1]).input_shape == (3, 3, 4)
+    with pytest.raises(InfuserError, match=r"channels last.*\(2, 32, 30, 3\).*transpose\(0, 3, 1, 2\)"):
+        Dataset.from_arrays(np.zeros((2, 32, 30, 3), np.uint8), [0, 1])
     vectors = Dataset.from_arrays(np.zeros((2, 5), np.float64), [0.5, 1.5])
     assert (vectors.kind, vectors.n_outputs, vectors.targets.shape) == ("regression", 1, (2, 1))
     assert vectors.inputs.dtype == vectors.targets.dtype == np.float32

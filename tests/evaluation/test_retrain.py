@@ -287,6 +287,11 @@ def test_seeds_are_distinct(seeds):
         retrain(trained(), [clean_arm()], probe(), seeds)
 
 
+def test_one_seed_stands_in_a_list():
+    with pytest.raises(InfuserError, match=r"seeds must be a sequence.*Got: 1.*pass \[1\]"):
+        retrain(trained(), [clean_arm()], probe(), 1)
+
+
 def test_two_arms_of_one_name_and_a_model_that_does_not_fit_are_refused():
     with pytest.raises(InfuserError, match="distinct names"):
         retrain(trained(), [clean_arm(), clean_arm()], probe(), [0])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Kind = Literal["classification", "regression", "causal_lm"]
 IGNORED = -100  # the label of a token that carries no loss; torch's own default
 _MAX_CLASSES = 2**20  # where a label says how many there are; names and outputs are set aside for each
+_COLOURS = (1, 3, 4)  # channels of a picture: grey, RGB, RGBA
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Dataset:
                 expected="uint8 images (N, C, H, W) or (N, H, W), or floats (N, D)",
                 remedy="convert images to uint8, 0 to 255",
             )
+        _require_channels_first(inputs)
         if targets.dtype == np.bool_:
             targets = targets.astype(np.int64)
         if np.issubdtype(targets.dtype, np.integer):
@@ -254,6 +256,17 @@ def _channels_first(document: Any) -> Array:
     array = np.asarray(document)
     # A PIL image (told without importing PIL) is (H, W, C); tensors and arrays are taken to be (C, H, W).
     return array.transpose(2, 0, 1) if hasattr(document, "getbands") and array.ndim == 3 else array
+
+
+def _require_channels_first(inputs: Array) -> None:
+    """Raise for images whose last dimension can be colours and whose others are too long for that."""
+    if inputs.ndim == 4 and inputs.shape[3] in _COLOURS and min(inputs.shape[1:3]) > max(_COLOURS):
+        raise InfuserError(
+            "the images seem to have their channels last",
+            got=f"shape {inputs.shape}",
+            expected="(N, C, H, W)",
+            remedy="pass inputs.transpose(0, 3, 1, 2)",
+        )
 
 
 def _as_array(values: Any, what: str) -> Array:

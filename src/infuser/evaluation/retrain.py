@@ -8,7 +8,7 @@ the initialisation. With seed = recipe.seed and clean data the stored final chec
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias, cast
@@ -236,6 +236,8 @@ def _check_builder(run: Run, data: Dataset) -> None:
 
 
 def _checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(seeds, Iterable):
+        raise InfuserError("seeds must be a sequence", got=seeds, expected="whole numbers", remedy=f"pass [{seeds}]")
     numbers = tuple(int(seed) for seed in seeds)
     if not numbers or len(set(numbers)) != len(numbers) or list(numbers) != list(seeds):
         raise InfuserError("seeds must be distinct whole numbers, and at least one", got=listed(seeds))
