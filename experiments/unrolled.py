@@ -5,21 +5,31 @@
     INFUSER_DATA=... python experiments/unrolled.py run cifar10
     python experiments/unrolled.py table
 
-For each probe: scores and document gradients of EK-FAC beside those of the unrolled last epoch, on the run's own order
-and averaged over other orders; then edits of the same documents within the same ball along each of them, measured on
-what they were made for (`unrolled`: own order; `unrolled_orders`: crafted orders; `unrolled_scratch`: crafted scratch),
-on orders that nobody saw, from scratch, and on another architecture. They edit the documents that post_edit chose for
-EK-FAC, in as many steps of one size, and the last two replay another order or initialisation at every step.
-`unrolled_chosen` is `unrolled_scratch` on the documents whose derivative promises most.
+For each probe: scores and document gradients of EK-FAC beside those of training itself, through the last epoch (the
+run's own order, and means over three others) and, where that is short enough, from scratch. Then edits in the same ball
+and number of steps:
+
+    edit               along EK-FAC, of the documents that post_edit chose; at the damping that did best on other probes
+    edit_views         the same documents along EK-FAC of four models, three of other seeds
+    noise              the same sizes without an aim
+    unrolled           the same documents along the exact derivative through the last epoch, in the run's own order
+    unrolled_orders    the same, another order at every step
+    unrolled_scratch   the same through all of training, another initialisation at every step
+    unrolled_chosen    the documents where that derivative promises most
+    edit_chosen        the same documents as the last along EK-FAC
+
+They are measured on orders and initialisations that edits were made for (own order, crafted), on others, and on another
+architecture.
 Probes are parts: `run` goes on where it was stopped, `table` writes results/unrolled.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +38,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from infuser.attribution import replay, unrolled
 from infuser.attribution.attribute import attribute
 from infuser.attribution.influence import Influence
 from infuser.attribution.unrolled import Unrolled
@@ -43,10 +54,11 @@ from infuser.executors import Local
 from infuser.measure import Margin
 from infuser.models import mlp, simple_cnn, tiny_resnet
 from infuser.params import trainable
+from infuser.perturbation import pgd, unrolled_pgd
 from infuser.perturbation.balls import Linf
 from infuser.perturbation.document_gradient import document_gradient
-from infuser.perturbation.perturb import perturb
-from infuser.perturbation.pgd import PGD
+from infuser.perturbation.perturb import Perturber, perturb
+from infuser.perturbation.pgd import PGD, View
 from infuser.perturbation.unrolled_pgd import UnrolledPGD
 from infuser.storage import plain, read_json, write_json
 from infuser.studies.environment import environment
@@ -54,13 +66,13 @@ from infuser.studies.parts import Part, completed, key_of
 from infuser.studies.study import Experiment, choose_probes
 from infuser.tasks import task_of
 from infuser.training import train
-from infuser.types import Arm, Builder, Recipe, Trials
+from infuser.types import Arm, Array, Builder, Edit, Recipe, Trials
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, RESULTS = ROOT / "runs" / "unrolled", ROOT / "experiments" / "results" / "unrolled.json"
-# Orders that averages are taken over, and orders for all. Crafted edits see seeds 1, 2, ..., one a step.
+# Seeds that averages are taken over, and seeds for all. Crafted edits see 1, 2, ..., one a step.
 CRAFT, UNSEEN = (1, 2, 3), (101, 102, 103)
-DAMPING = 0.1
+DAMPINGS, PILOT = (0.01, 0.1, 1.0, 10.0), 3  # relative ones, tried on so many other probes
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ class Case:
     radius: float
     probes: int = 6
     steps: int = 20
-    whole: bool = True  # edits are also made through the whole of training, not through the last epoch alone
+    whole: bool = True  # the whole of training is short enough to differentiate, not the last epoch alone
 
 
 CASES = {
@@ -105,7 +117,9 @@ class Bench:
     run: Run
     other: Run
     probes: Margin
+    damping: Mapping[float, float]
     influence: Influence
+    views: tuple[tuple[Run, Influence], ...]
 
 
 def bench(name: str) -> Bench:
@@ -113,41 +127,73 @@ def bench(name: str) -> Bench:
     data, test = load(case.data, os.environ.get("INFUSER_DATA"), limit=case.limit)
     run = train(case.builder, data, case.recipe, folder=RUNS / name / "checkpoints")
     other = train(case.other, data, case.other_recipe, folder=RUNS / name / "other")
+    known = choose_probes(Experiment(probes=case.probes + PILOT), run, test)
+    path = RUNS / name / "damping.json"
+    if not path.exists():
+        write_json(path, pilot(case, data, run, [known[q] for q in range(case.probes, len(known))]))
+    found = {float(damping): effect for damping, effect in read_json(path).items()}
+    damping = max(found, key=lambda each: found[each])
+    views = []
+    for seed in CRAFT:
+        view = train(case.builder, data, case.recipe.with_(seed=seed), folder=RUNS / name / f"seed-{seed}")
+        views.append((view, influence_of(view, data, damping)))
     probes = choose_probes(Experiment(probes=case.probes), run, test)
-    influence = Influence(fit_ekfac(run, data, documents=None, positions=None), DAMPING)
-    return Bench(case, data, run, other, probes, influence)
+    return Bench(case, data, run, other, probes, found, influence_of(run, data, damping), tuple(views))
+
+
+def influence_of(run: Run, data: Dataset, damping: float) -> Influence:
+    return Influence(fit_ekfac(run, data, documents=None, positions=None), damping)
+
+
+def pilot(case: Case, data: Dataset, run: Run, probes: Sequence[Margin]) -> dict[str, float]:
+    """Return the mean effect from scratch of EK-FAC's edit at each damping."""
+    seeds = CRAFT if case.whole else CRAFT[:1]
+    found = {}
+    for damping in DAMPINGS:
+        influence, effects = influence_of(run, data, damping), []
+        for probe in probes:
+            edit = edit_along(influence, case, data, run, probe)
+            arms = [Arm("clean", data, ""), Arm("edit", data.apply(edit), edit.made_by)]
+            effects.append(compare(retrain(run, arms, probe, seeds, "scratch"), "edit").estimate.value)
+        found[str(damping)] = float(np.mean(effects))
+    return found
+
+
+def edit_along(influence: Influence, case: Case, data: Dataset, run: Run, probe: Margin) -> Edit:
+    """Return the edit along a direction, of the documents that post_edit chooses."""
+    scores = attribute(influence, run, data, probe)
+    method = PGD(Linf(case.radius), steps=case.steps)
+    return perturb(method, influence.direction(run, probe), run, data, case.k, scores=scores)
 
 
 def probe_job(shared: Bench, q: int) -> Part:
-    """Return the trials of every arm for a probe, and how the two derivatives agree."""
+    """Return the trials of every arm for a probe, and how the derivatives agree."""
     probe, case, run, data = shared.probes[q], shared.case, shared.run, shared.data
-    direction = shared.influence.direction(run, probe)
-    ball = Linf(case.radius)
-    scores = attribute(shared.influence, run, data, probe)
-    edited = perturb(PGD(ball, steps=case.steps), direction, run, data, case.k, scores=scores)
-    ways = {"unrolled": Unrolled(), "unrolled_orders": Unrolled(seeds=CRAFT), "unrolled_unseen": Unrolled(seeds=UNSEEN)}
-    exact = {name: way.derivatives(run, data, probe, edited.ids) for name, way in ways.items()}
-    slopes = {name: by_input[0] for name, (_, by_input) in exact.items()}
-    model = run.model()
-    batch = data.batch(data.positions(edited.ids), "cpu")
-    v = direction.single()
-    slopes["ekfac"] = document_gradient(model, trainable(model), task_of(data), batch, v, n=len(data), via="forward")
-    found = {"ekfac": scores.values[0], **{name: by_weight.values[0] for name, (by_weight, _) in exact.items()}}
-    facts = {f"rank {a} {b}": float(spearmanr(found[a], found[b]).statistic) for a, b in PAIRS}
-    facts |= {f"cosine {a} {b}": cosine(slopes[a], slopes[b]) for a, b in PAIRS}
-    seeds = tuple(range(1, case.steps + 1))
-    ascents = {
-        "unrolled": UnrolledPGD(ball, probe, steps=case.steps),
-        "unrolled_orders": UnrolledPGD(ball, probe, seeds=seeds, steps=case.steps),
-        **({"unrolled_scratch": UnrolledPGD(ball, probe, "scratch", seeds, case.steps)} if case.whole else {}),
+    direction, ball = shared.influence.direction(run, probe), Linf(case.radius)
+    edited = edit_along(shared.influence, case, data, run, probe)
+    views = tuple(View(view, influence.direction(view, probe)) for view, influence in shared.views)
+    along = PGD(ball, steps=case.steps)
+    # No gain is counted by a replay that its move has seen: one seed more than steps.
+    seeds = tuple(range(1, case.steps + 2))
+    own = UnrolledPGD(ball, probe, steps=case.steps)
+    orders, whole = replace(own, seeds=seeds), replace(own, seeds=seeds, start="scratch")
+
+    def made_on(ids: Array, method: Perturber) -> Edit:
+        return perturb(method, direction, run, data, ids=ids)
+
+    made = {
+        "edit": edited,
+        "edit_views": made_on(edited.ids, replace(along, views=views)),
+        "noise": noise(edited, q),
+        "unrolled": made_on(edited.ids, own),
+        "unrolled_orders": made_on(edited.ids, orders),
     }
-    made = {"edit": edited, "noise": noise(edited, q)}
-    made |= {name: perturb(ascent, direction, run, data, ids=edited.ids) for name, ascent in ascents.items()}
     if case.whole:
-        bounds = ascents["unrolled_scratch"].potential(direction, run, data, data.ids)
-        best = data.ids[np.argsort(-bounds, kind="stable")[: case.k]]
-        made["unrolled_chosen"] = perturb(ascents["unrolled_scratch"], direction, run, data, ids=best)
-    facts |= {f"predicted {name}": float(edit.gains.sum()) for name, edit in made.items() if edit.gains is not None}
+        made["unrolled_scratch"] = made_on(edited.ids, whole)
+        made["unrolled_chosen"] = perturb(whole, direction, run, data, case.k)
+        made["edit_chosen"] = made_on(made["unrolled_chosen"].ids, along)
+    facts = agreement(shared, probe, edited.ids)
+    facts |= {f"predicted {name}": float(made[name].gains.sum()) for name in PREDICTS if name in made}
     arms = [Arm("clean", data, ""), *(Arm(name, data.apply(edit), edit.made_by) for name, edit in made.items())]
     trials = {
         "own order": retrain(run, arms, probe, (case.recipe.seed,), "last_epoch"),
@@ -161,12 +207,40 @@ def probe_job(shared: Bench, q: int) -> Part:
     return Part(trials, None, facts)
 
 
+def agreement(shared: Bench, probe: Margin, ids: Array) -> dict[str, float]:
+    """Return rank correlations of scores over all documents, and cosines of the gradients of the documents `ids`."""
+    run, data, direction = shared.run, shared.data, shared.influence.direction(shared.run, probe)
+    ways = {"own order": Unrolled(), "orders": Unrolled(seeds=CRAFT), "other orders": Unrolled(seeds=UNSEEN)}
+    if shared.case.whole:
+        ways |= {"runs": Unrolled("scratch", CRAFT), "other runs": Unrolled("scratch", UNSEEN)}
+    found = {name: way.derivatives(run, data, probe, ids) for name, way in ways.items()}
+    scores = {name: by_weight.values[0] for name, (by_weight, _) in found.items()}
+    slopes = {name: by_input[0] for name, (_, by_input) in found.items()}
+    scores["EK-FAC"] = attribute(shared.influence, run, data, probe).values[0]
+    model, batch, v = run.model(), data.batch(data.positions(ids), "cpu"), direction.single()
+    slopes["EK-FAC"] = document_gradient(model, trainable(model), task_of(data), batch, v, n=len(data), via="forward")
+    pairs = [(a, b) for a, b in PAIRS if a in scores and b in scores]
+    ranks = {f"rank: {a}, {b}": float(spearmanr(scores[a], scores[b]).statistic) for a, b in pairs}
+    return ranks | {f"cosine: {a}, {b}": cosine(slopes[a], slopes[b]) for a, b in pairs}
+
+
+# What the sum of an arm's gains predicts: f after training in this way.
+PREDICTS = {
+    "edit": "scratch",
+    "unrolled": "own order",
+    "unrolled_orders": "last_epoch",
+    "unrolled_scratch": "scratch",
+    "unrolled_chosen": "scratch",
+    "edit_chosen": "scratch",
+}
+BESIDE = (("unrolled_orders", "edit_views"), ("unrolled_scratch", "edit_views"), ("unrolled_chosen", "edit_chosen"))
 PAIRS = (
-    ("ekfac", "unrolled"),
-    ("ekfac", "unrolled_orders"),
-    ("ekfac", "unrolled_unseen"),
-    ("unrolled", "unrolled_unseen"),
-    ("unrolled_orders", "unrolled_unseen"),
+    ("EK-FAC", "own order"),
+    ("EK-FAC", "orders"),
+    ("own order", "orders"),
+    ("orders", "other orders"),
+    ("EK-FAC", "runs"),
+    ("runs", "other runs"),
 )
 
 
@@ -186,9 +260,10 @@ def run_case(name: str) -> None:
 def key(name: str, shared: Bench, q: int) -> str:
     case = {**asdict(CASES[name]), "builder": told(CASES[name].builder), "other": told(CASES[name].other)}
     weights = [run.checkpoints[-1].content_hash for run in (shared.run, shared.other)]
-    orders = {"crafted for": CRAFT, "measured on": UNSEEN}
-    made = {"case": plain(case), "q": q, "weights": weights, "orders": orders, "damping": DAMPING}
-    return key_of({**made, "packages": environment()["packages"]})
+    seeds = {"averages": CRAFT, "measured on": UNSEEN}
+    sources = [inspect.getsource(each) for each in (unrolled_pgd, unrolled, replay, pgd, probe_job, agreement)]
+    made = {"case": plain(case), "q": q, "weights": weights, "seeds": seeds, "damping": shared.damping}
+    return key_of({**made, "sources": sources, **{of: environment()[of] for of in ("packages", "system")}})
 
 
 def told(builder: Any) -> str:
@@ -216,13 +291,20 @@ def table() -> None:
         }
         regimes = {regime: effects([part["trials"][regime] for part in parts]) for regime in parts[0]["trials"]}
         results[name] = {
-            "documents": case.limit,
+            "model": told(case.builder),
+            "other": told(case.other),
+            "documents": len(load(case.data, os.environ.get("INFUSER_DATA"), limit=case.limit)[0]),
             "edited": case.k,
             "radius": case.radius,
+            "steps": case.steps,
             "recipe": asdict(case.recipe),
+            "other_recipe": asdict(case.other_recipe),
             "probes": len(parts),
-            "orders": {"crafted for": CRAFT, "measured on": UNSEEN},
-            "agreement": facts,
+            "seeds": {"averages": CRAFT, "crafted edits": [1, case.steps + 1], "measured on": UNSEEN},
+            "damping": read_json(RUNS / name / "damping.json"),
+            "agreement": {fact: value for fact, value in facts.items() if not fact.startswith("predicted")},
+            "predicted": {arm: facts[f"predicted {arm}"] for arm in PREDICTS if f"predicted {arm}" in facts},
+            "predicts": PREDICTS,
             "effects": regimes,
             "environment": read_json(made)["environment"],
         }
@@ -242,10 +324,11 @@ def trials_of(stored: Sequence[Mapping[str, Any]]) -> Trials:
 
 
 def effects(stored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return every arm against clean and against the plain edit, in log-odds."""
+    """Return every arm against clean and against the edit along EK-FAC (on the same documents), in log-odds."""
     pooled = trials_of(stored)
     arms = [name for name in dict.fromkeys(pooled.arm.tolist()) if name != "clean"]
     pairs = [(arm, "clean") for arm in arms] + [(arm, "edit") for arm in arms if arm != "edit"]
+    pairs += [(arm, control) for arm, control in BESIDE if arm in arms]
     return [effect_block(compare(pooled, arm, control)) for arm, control in pairs]
 
 

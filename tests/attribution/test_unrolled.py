@@ -140,6 +140,33 @@ def test_training_to_the_optimum_gives_influence():
     assert np.abs(part - influence).max() > 0.1 * np.abs(influence).max()
 
 
+class Frozen(nn.BatchNorm1d):
+    """BatchNorm that stays in evaluation mode, as in fine-tuning."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def frozen(input_shape, n_outputs):
+    layer = Frozen(input_shape[0])
+    layer.running_mean += torch.linspace(-1, 1, input_shape[0])
+    return nn.Sequential(layer, nn.Linear(input_shape[0], 6), nn.Tanh(), nn.Linear(6, n_outputs)).double()
+
+
+def test_frozen_batch_norm_stays_as_it_is(small):
+    data, probes = small
+    recipe = Recipe(epochs=3, batch_size=7, lr=0.1, seed=4)
+    run = train(frozen, data, recipe)
+    for seeds, seed in (((), 4), ((5,), 5)):
+        scores = Unrolled("scratch", seeds).score(run, data, probes)
+        h, ends = 1e-5, []
+        for sign in (1, -1):
+            weights = np.ones(20)
+            weights[3] += sign * h
+            ends.append(value(frozen, replace(data, weights=weights), recipe.with_(seed=seed), None, probes))
+        np.testing.assert_allclose(scores.values[:, 3], (ends[0] - ends[1]) / (2 * h), rtol=1e-5)
+
+
 def test_a_network_with_batch_norm_is_replayed_to_its_stored_weights():
     run, data, probes = digits_run("tiny_resnet")
     replay = Replay.of(run, data, run.recipe, run.at(1))

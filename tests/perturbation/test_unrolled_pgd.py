@@ -11,11 +11,12 @@ import torch
 from infuser.attribution.unrolled import Unrolled
 from infuser.errors import InfuserError
 from infuser.perturbation.balls import L2, Linf
+from infuser.perturbation.gradient_matching import GradientMatching
 from infuser.perturbation.perturb import Hinting, Perturber, perturb
 from infuser.perturbation.pgd import PGD
-from infuser.perturbation.select import PostEdit
 from infuser.perturbation.unrolled_pgd import UnrolledPGD
 from infuser.training import train
+from infuser.types import Recipe
 from tests.perturbation import small
 
 PROBE = small.probes()[0]
@@ -35,6 +36,10 @@ def trained(data, start="last_epoch", seed=None):
 def moved(edit, start="last_epoch", seed=None):
     data = small.images()
     return trained(data.apply(edit), start, seed) - trained(data, start, seed)
+
+
+def given():
+    return small.direction(), small.run(), small.images()
 
 
 def edited(method):
@@ -72,20 +77,52 @@ def test_it_moves_the_order_that_it_was_made_for_further_than_the_direction_does
     assert moved(exact) > moved(edited(UnrolledPGD(Linf(30), PROBE, "scratch", seeds=(7,), steps=10)))
 
 
-def test_seeds_move_along_the_mean_of_the_derivatives_so_far():
+@pytest.mark.parametrize("averaged", [True, False])
+def test_seeds_move_along_the_mean_of_the_derivatives_so_far(averaged):
     seeds, ball, data, run = (5, 6), Linf(20), small.images(), small.run()
     got = edited(UnrolledPGD(ball, PROBE, "scratch", seeds, steps=3, step_size=6))
     center = data[IDS].inputs.astype(np.float64)
-    z, after, total = center.copy(), data[IDS].inputs, 0.0
-    for t in range(3):
+    z, after, total, gains = center.copy(), data[IDS].inputs, 0.0, 0.0
+
+    def slope_at(t):
         there = data.apply(replace(got, after=after, gains=None))
-        slope = Unrolled("scratch", (seeds[t % 2],)).document_gradient(run, there, PROBE, IDS)[0].double().numpy()
-        total = total + slope / np.abs(slope).sum((1, 2, 3), keepdims=True)
+        return Unrolled("scratch", (seeds[t % 2],)).document_gradient(run, there, PROBE, IDS)[0].double().numpy()
+
+    slope = slope_at(0)
+    for t in range(3):
+        unit = slope / np.abs(slope).sum((1, 2, 3), keepdims=True)
+        total = total + unit if averaged else unit
         z = np.clip(np.clip(z + 6 * np.sign(total), center - 20, center + 20), 0, 255)
+        move = (np.rint(z) - after) / 255
         after = np.rint(z).astype(np.uint8)
-    np.testing.assert_array_equal(got.after, after)
+        slope = slope_at(t + 1)
+        gains = gains + (slope * move).sum((1, 2, 3))
     # Steps along the latest derivative alone end elsewhere.
-    assert (edited(UnrolledPGD(ball, PROBE, "scratch", steps=3, step_size=6)).after != after).any()
+    assert np.array_equal(got.after, after) == averaged
+    assert np.allclose(got.gains, gains, rtol=1e-4) == averaged
+
+
+def test_gains_over_seeds_are_those_of_orders_that_no_move_has_seen():
+    # Batches of one and few documents: orders disagree, and what an order holds by chance must not count as a gain.
+    recipe = Recipe(epochs=3, batch_size=1, lr=0.1)
+    data = small.images()
+    run = train(small.smooth, data, recipe)
+    steps = 8
+    method = UnrolledPGD(Linf(2), PROBE, "last_epoch", tuple(range(1, steps + 2)), steps)
+    edit = method.edit(small.direction(), run, data, IDS)
+    unseen = [f_of(run, data.apply(edit), seed) - f_of(run, data, seed) for seed in range(100, 140)]
+    error = np.std(unseen) / np.sqrt(len(unseen))
+    assert abs(edit.gains.sum() - np.mean(unseen)) < 3 * error
+    # Counted by the very slopes that they were made along, the first move alone promises more than all of them give.
+    first = UnrolledPGD(Linf(2), PROBE, "last_epoch", (1,), 1, step_size=2)
+    promised = first.potential(small.direction(), run, data, IDS).sum()
+    assert promised - np.mean(unseen) > 3 * error
+
+
+def f_of(run, data, seed):
+    model = train(small.smooth, data, run.recipe.with_(seed=seed), start=run.at(run.recipe.epochs - 1)).model()
+    with torch.no_grad():
+        return float(PROBE(model, dict(model.named_parameters()))[0])
 
 
 def test_potential_is_the_first_order_bound_of_the_mean_over_three_seeds():
@@ -120,12 +157,31 @@ def test_a_weight_is_counted_once():
     np.testing.assert_allclose(bounds, edit.gains, rtol=0.05)
 
 
-def test_post_edit_keeps_the_documents_that_gained_most():
-    method = UnrolledPGD(Linf(8), PROBE, "scratch", (5, 6), steps=2)
-    edit = perturb(method, small.direction(), small.run(), small.images(), 3, select=PostEdit(12, "gain"))
-    whole = perturb(method, small.direction(), small.run(), small.images(), 36, select=PostEdit(1, "gain"))
-    assert edit.ids.tolist() == whole.ids[np.argsort(-whole.gains)[:3]].tolist()
-    assert "unrolled PGD Linf 8/255, 2 steps of 10/255, from scratch, 2 other orders" in edit.made_by
+def test_its_documents_are_those_of_the_highest_potential():
+    method = UnrolledPGD(Linf(8), PROBE, "scratch", (5, 6, 7), steps=2)
+    data, run, v = small.images(), small.run(), small.direction()
+    edit = perturb(method, v, run, data, 3)
+    bounds = method.potential(v, run, data, data.ids)
+    assert edit.ids.tolist() == data.ids[np.argsort(-bounds, kind="stable")[:3]].tolist()
+    np.testing.assert_array_equal(edit.after, method.edit(v, run, data, edit.ids).after)
+    assert edit.made_by.startswith("unrolled PGD Linf 8/255, 2 steps of 10/255, from scratch, 3 other orders")
+    assert edit.made_by.endswith("3 of 36 documents, potential")
+    # Methods along a direction have a potential too, and another one.
+    plain = perturb(PGD(Linf(8), steps=2), v, run, data, 3, select="potential")
+    bounds = PGD(Linf(8)).potential(v, run, data, data.ids)
+    assert plain.ids.tolist() == data.ids[np.argsort(-bounds, kind="stable")[:3]].tolist() != edit.ids.tolist()
+
+
+def test_several_queries_count_as_their_mean():
+    both, v = small.probes(), small.direction(None)
+    data, run = small.images(), small.run()
+    method = UnrolledPGD(Linf(4), both, "scratch", (5,), steps=1)
+    edit = method.edit(v, run, data, IDS)
+    np.testing.assert_array_equal(edit.after, method.edit(v.mean(), run, data, IDS).after)
+    slopes = Unrolled("scratch", (5,)).document_gradient(run, data, both, IDS)
+    moved = edit.after.astype(int) - edit.before
+    np.testing.assert_array_equal(np.sign(moved[moved != 0]), np.sign(slopes.mean(0).numpy())[moved != 0])
+    assert (np.sign(slopes[0].numpy())[moved != 0] != np.sign(moved[moved != 0])).any()
 
 
 @pytest.mark.parametrize(
@@ -133,7 +189,12 @@ def test_post_edit_keeps_the_documents_that_gained_most():
     [
         (lambda: UnrolledPGD(Linf(8), PROBE, steps=0), r"steps is out of range.*0.*at least 1"),
         (lambda: UnrolledPGD(Linf(0.03), PROBE), "8 bits can store.*radius was given in units"),
-        (lambda: UnrolledPGD(Linf(8), PROBE, seeds=(1, 2, 3), steps=2), "fewer steps than seeds.*2 steps.*3 or more"),
+        (
+            lambda: UnrolledPGD(Linf(8), PROBE, seeds=(1, 2, 3, 4), steps=2),
+            "more seeds than replays.*4 seeds.*at most 3",
+        ),
+        (lambda: perturb(UnrolledPGD(Linf(8), PROBE), *given(), 3, select="post_edit"), "edits documents jointly"),
+        (lambda: perturb(GradientMatching(Linf(8)), *given(), 3, select="potential"), "no potential"),
         (lambda: edited(UnrolledPGD(Linf(8), small.probes()[1], steps=1)), "direction is of other queries"),
         (lambda: edited(UnrolledPGD(Linf(8), PROBE, "middle", steps=1)), "unknown start"),
     ],

@@ -76,8 +76,8 @@ SHORT = Experiment(
     k=4,
     steps=2,
     radius=4,
-    pool=2.0,
     unrolled="scratch",
+    select="potential",
     controls=("noise", "random_docs", "influence"),
     regimes=("scratch",),
     seeds=(1,),
@@ -90,8 +90,8 @@ def test_an_unrolled_edit_is_a_strategy_of_a_study(tmp_path):
     made = make_edits(study, 0)
     assert list(made) == ["edit", "random_docs", "influence"]
     for name in ("edit", "random_docs"):
-        assert made[name].made_by.startswith("unrolled PGD Linf 4/255, 2 steps of 5/255, from scratch, 2 other orders")
-    assert made["edit"].made_by.endswith("by gain from 8")
+        assert made[name].made_by.startswith("unrolled PGD Linf 4/255, 2 steps of 5/255, from scratch, 3 other orders")
+    assert made["edit"].made_by.endswith("4 of 60 documents, potential")
     plain = make_edits(replace(study, settings=replace(SHORT, unrolled=None, controls=())), 0)["edit"]
     assert np.array_equal(made["influence"].after, plain.after)
     assert not np.array_equal(made["edit"].ids, plain.ids) or not np.array_equal(made["edit"].after, plain.after)
@@ -103,6 +103,10 @@ def test_an_unrolled_edit_is_a_strategy_of_a_study(tmp_path):
 def test_settings_of_an_unrolled_edit_are_checked():
     with pytest.raises(InfuserError, match=r"seeds is out of range.*1000001.*none that an unrolled edit is made with"):
         replace(SHORT, seeds=(1, 1_000_001))
-    replace(SHORT, seeds=(1, 1_000_002))
+    replace(SHORT, seeds=(1, 1_000_003))
+    with pytest.raises(InfuserError, match=r"made for scratch, which is not among.*last_epoch.*regimes=\[scratch\]"):
+        replace(SHORT, regimes=("last_epoch",))
+    with pytest.raises(InfuserError, match=r"made of all documents jointly.*select=potential"):
+        replace(SHORT, select="post_edit")
     with pytest.raises(InfuserError, match="influence is the edit itself"):
         replace(SHORT, unrolled=None)

@@ -237,6 +237,8 @@ def running_statistics(model: nn.Module, before: Params, now: Params) -> Iterato
     def hook(name: str) -> Any:
         def update(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             bn: Any = module
+            if not bn.training:  # frozen: its train() keeps it in evaluation mode
+                return
             x = args[0]
             over = [d for d in range(x.ndim) if d != 1]
             seen = int(bn.num_batches_tracked) + 1

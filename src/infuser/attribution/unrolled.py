@@ -202,7 +202,10 @@ def _pull_back(
 
 def _require_same(state: State, checkpoint: Checkpoint) -> None:
     differences, sizes = 0.0, 0.0
-    for name, value in state.params.items():
+    floats = {name: value for name, value in state.buffers.items() if value.is_floating_point()}
+    for name, value in {**state.params, **floats}.items():
+        if name not in checkpoint.weights:
+            continue  # a buffer that is not kept
         stored = checkpoint.weights[name].to(value)
         differences += float((value - stored).double().square().sum())
         sizes += float(stored.double().square().sum())

@@ -18,8 +18,8 @@ _REASONS = {
     "random_docs": "the same method on randomly drawn documents: what choosing the documents adds",
     "insert_1": "the probe with the wanted label in place of the first selected document: one explicit poison",
     "insert_k": "the probe with the wanted label in place of every selected document: the bluntest poison of this size",
-    "influence": "the same ball along the direction of the influence: what the exact derivative adds",
-    "no_curvature": "the same method along the plain gradient of f: what the curvature adds",
+    "influence": "the same ball along the influence of one trained model, in place of the exact derivative",
+    "no_curvature": "the same ball along the plain gradient of f: without any curvature",
     "gradient_matching": "documents whose summed gradient is turned towards the target's: the published rival",
 }
 _GIVEN = ("random_docs", "influence", "no_curvature", "gradient_matching")  # need an edit that only the caller can make

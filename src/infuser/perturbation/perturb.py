@@ -43,7 +43,7 @@ def perturb(
     data: Dataset,
     k: int | None = None,
     *,
-    select: Strategy | PostEdit = "post_edit",
+    select: Strategy | PostEdit | None = None,
     scores: Scores | None = None,
     ids: Sequence[int] | Array | None = None,
     seed: int = 0,
@@ -58,7 +58,8 @@ def perturb(
         k: documents to edit, 1 to N; not needed with `ids`.
         select: how they are chosen (see select.choose); post_edit edits a pool of several k: documents of the highest
             score and, in turn, those that the method's `potential` ranks highest (random ones where it gives no such
-            hint), and keeps the k whose edited version has the highest predicted effect.
+            hint), and keeps the k whose edited version has the highest predicted effect. That is the default, but for
+            methods that edit their documents jointly, of which no part can be kept: theirs is potential.
         scores: to choose by, of `data`; by default -(1/N) <v, grad L_i>.
         ids: the documents themselves, instead of a choice.
         seed: of random choices.
@@ -68,7 +69,7 @@ def perturb(
 
     Raises:
         InfuserError: k or `ids` do not fit the data, or name documents of weight 0; the data are not those that the run
-            was trained on.
+            was trained on; the method cannot be asked for what the strategy needs.
     """
     _check_data(run, data)
     able = data if (data.weights > 0).all() else data[data.ids[data.weights > 0]]
@@ -78,12 +79,24 @@ def perturb(
         _check_trained_on(wanted, able)
         return _edited(method, direction, run, data, wanted)
     size = _checked_k(k, able)
+    joint = getattr(method, "joint", False)
+    select = select or ("potential" if joint else "post_edit")
     if isinstance(select, PostEdit) or select == "post_edit":
+        if joint:
+            raise InfuserError(
+                "post_edit keeps a part of what it edits, and this method edits documents jointly",
+                got=type(method).__name__,
+                remedy="choose by another strategy: potential, top, random, ...",
+            )
         settings = select if isinstance(select, PostEdit) else PostEdit()
         return _post_edit(method, direction, run, data, able, size, settings, scores, seed)
     if select not in STRATEGIES:
         raise InfuserError("unknown strategy", got=select, expected=", ".join(STRATEGIES))
     ranked = _scores(scores, direction, run, data, able) if needs_scores(select) else None
+    if select == "potential":
+        if not isinstance(method, Hinting):
+            raise InfuserError("this method has no potential to choose by", got=type(method).__name__)
+        ranked = method.potential(direction, run, data, able.ids) * able.weights
     edit = _edited(method, direction, run, data, choose(select, able, run, size, scores=ranked, seed=seed))
     return replace(edit, made_by=f"{edit.made_by}; {_chosen(size, len(data), select, seed)}")
 

@@ -14,7 +14,7 @@ from infuser.errors import InfuserError
 from infuser.training import epoch_order
 from infuser.types import Array, Scores
 
-Strategy = Literal["top", "bottom", "absolute", "random", "last", "post_edit"]
+Strategy = Literal["top", "bottom", "absolute", "random", "last", "post_edit", "potential"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 
@@ -44,7 +44,7 @@ class PostEdit:
 
 
 def needs_scores(strategy: str) -> bool:
-    """Return whether a strategy reads scores."""
+    """Return whether a strategy reads scores of the documents as they are."""
     return strategy in ("top", "bottom", "absolute")
 
 
@@ -52,8 +52,9 @@ def choose(strategy: str, data: Dataset, run: Run, k: int, *, scores: Array | No
     """Return the ids of k documents, first choice first.
 
     Args:
-        strategy: top, bottom (most positive, most negative score), absolute (largest size), random (by `seed`), last
-            (those that the run's last epoch saw last, the very last first).
+        strategy: top, bottom (most positive, most negative score), absolute (largest size), potential (most positive,
+            the scores being what a method's edit could gain), random (by `seed`), last (those that the run's last epoch
+            saw last, the very last first).
         data: N documents.
         run: its recipe gives the order of the last epoch.
         k: 1 to N.
@@ -65,9 +66,9 @@ def choose(strategy: str, data: Dataset, run: Run, k: int, *, scores: Array | No
     if strategy == "last":
         order = epoch_order(data.ids, run.recipe, max(run.checkpoints[-1].epoch, 1) - 1)
         return np.asarray(data.ids[order[::-1][:k]])
-    if scores is None or not needs_scores(strategy):
+    if scores is None or not (needs_scores(strategy) or strategy == "potential"):
         raise InfuserError("unknown strategy", got=strategy, expected=", ".join(STRATEGIES))
-    keys = {"top": -scores, "bottom": scores, "absolute": -np.abs(scores)}[strategy]
+    keys = {"top": -scores, "potential": -scores, "bottom": scores, "absolute": -np.abs(scores)}[strategy]
     return np.asarray(data.ids[np.argsort(keys, kind="stable")[:k]])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,19 +28,22 @@ class UnrolledPGD:
     """Ascend f after training itself, by its exact derivative by the documents, taken anew at every step.
 
     A step replays training on the documents as they are then and passes the derivative back through it (see
-    `attribution.unrolled`), so that it costs about five times the training from `start`, for any number of edited
+    `attribution.unrolled`), so that it costs five to ten times the training from `start`, for any number of edited
     documents. Without `seeds` it is the run's own order that is replayed, and the edit is made for that order alone.
     With them each step replays another of these orders (and initialisations, from scratch) and moves along the mean of
-    the derivatives so far, which is an estimate of that of the expected f. Each document's derivative has a dual norm
-    of one in this mean, since some orders are far steeper than others.
+    the derivatives so far, as a stand-in for that of the expected f. Each document's derivative has a dual norm of one
+    in this mean, since some orders are far steeper than others.
+
+    The documents are edited jointly: each derivative is that of a model trained on all of them as they are then.
 
     Args:
         ball: how far a document may move.
         probes: f itself; several queries count as their mean. The direction that `perturb` takes is to be of the same
-            queries; it fills the pool of post_edit and is not used for the ascent.
+            queries; it is not used for the ascent, but by strategies that read its scores.
         start: last_epoch, half, scratch, or a number of epochs done: what the edit is made for.
-        seeds: of the replays, other ones than those that the effect is measured with; step t takes seeds[t mod S].
-        steps: replays, at least one a seed.
+        seeds: of the replays, other ones than those that the effect is measured with; replay t takes seeds[t mod S].
+            There are steps + 1 replays, and with as many seeds no gain is counted by an order that its move has seen.
+        steps: moves.
         step_size: of one move, in steps of 1/255; 2.5 radius / steps by default.
 
     Source: Ilyas and Engstrom, arXiv 2504.16430 (the derivative); Dong et al., arXiv 1710.06081 (the mean of gradients
@@ -52,13 +56,13 @@ class UnrolledPGD:
     seeds: tuple[int, ...] = ()
     steps: int = 20
     step_size: float | None = None
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_ascent(self.ball, self.step_size, steps=self.steps)
-        if self.steps < len(self.seeds):
-            raise InfuserError(
-                "fewer steps than seeds", got=f"{self.steps} steps", expected=f"{len(self.seeds)} or more"
-            )
+        if self.steps + 1 < len(self.seeds):
+            got, expected = f"{len(self.seeds)} seeds", f"at most {self.steps + 1} for {self.steps} steps"
+            raise InfuserError("more seeds than replays", got=got, expected=expected)
 
     def __str__(self) -> str:
         orders = f"{len(self.seeds)} other orders" if self.seeds else "the run's own order"
@@ -71,8 +75,9 @@ class UnrolledPGD:
     def edit(self, direction: Direction, run: Run, data: Dataset, ids: Sequence[int] | Array) -> Edit:
         """Return the edit of the documents `ids`, in that order: the last iterate.
 
-        gain_i sums <df/dz_i, z_i' - z_i> over the stored iterates: the share of document i in the change of f, exact up
-        to the length of the steps, and to the orders that were seen.
+        gain_i sums <df/dz_i, move of z_i> over the moves between stored iterates, with the derivative that the next
+        replay finds at the end of each: the share of document i in the change of f, up to the length of the steps and,
+        with `seeds`, the chance of the orders.
 
         Raises:
             InfuserError: the documents are not 8-bit pixels, the direction is of other queries, the run did not keep
@@ -88,9 +93,8 @@ class UnrolledPGD:
             chosen.ids, chosen.inputs, chosen.inputs, chosen.targets, chosen.targets, self.ball,
             f"{self}; {direction.mean().names[0]}",
         )  # fmt: skip
+        slope = self._slope(run, data, chosen.ids, 0)
         for t in track(range(self.steps), "replaying training"):
-            slope = self._slope(run, data.apply(edit) if t else data, chosen.ids, t)
-            require_finite(slope, chosen.ids)
             size = self.ball.dual_norm(slope).reshape(-1, *(1,) * (slope.ndim - 1))
             # In the one order only the latest derivative is that of the present documents.
             unit = torch.where(size > 0, slope / size.clamp(min=torch.finfo(size.dtype).tiny), slope)
@@ -98,15 +102,17 @@ class UnrolledPGD:
             z = self.ball.project(z + self.ball.steepest(total) * (self._step / STEPS), center)
             stored = self.ball.store(z.double().cpu().numpy(), chosen.inputs)
             moved = (stored.astype(np.float64) - edit.after) / STEPS
-            gains += (slope.double().cpu().numpy() * moved).reshape(len(chosen), -1).sum(1)
             edit = replace(edit, after=stored)
+            # The slope that a move was made along would overstate it: what it holds by chance, the move holds too.
+            slope = self._slope(run, data.apply(edit), chosen.ids, t + 1)
+            gains += (slope.double().cpu().numpy() * moved).reshape(len(chosen), -1).sum(1)
         # `perturb` multiplies by the documents' weights, which training has counted already.
         return replace(edit, gains=gains / data.weights[data.positions(chosen.ids)])
 
     def potential(self, direction: Direction, run: Run, data: Dataset, ids: Sequence[int] | Array) -> Array:
         """Return radius times the dual norm of df/dz of the documents `ids`, (k,) in units of f.
 
-        The derivative is the mean over the first three of `seeds`; like `gains` it is per unit of weight.
+        The derivative is the plain mean over the first three of `seeds`; like `gains` it is per unit of weight.
         """
         require_pixels(data, storable=True)
         self._require_same_queries(direction)
@@ -117,11 +123,13 @@ class UnrolledPGD:
 
     def _slope(self, run: Run, data: Dataset, ids: Array, t: int) -> Tensor:
         seeds = (self.seeds[t % len(self.seeds)],) if self.seeds else ()
-        return Unrolled(self.start, seeds).document_gradient(run, data, self.probes, ids).mean(0)
+        slope = Unrolled(self.start, seeds).document_gradient(run, data, self.probes, ids).mean(0)
+        require_finite(slope, ids)
+        return slope
 
     def _require_same_queries(self, direction: Direction) -> None:
         own = getattr(self.probes, "queries", None)
-        if own is not None and tuple(own) != direction.names:
+        if own is not None and direction.names not in (tuple(own), (f"mean of {len(own)}",)):
             raise InfuserError(
                 "the direction is of other queries than the edit is to move",
                 got=direction.names,

@@ -35,6 +35,7 @@ def _settings(results: Results) -> dict[str, float | str | None]:
         "data": results["dataset"], "model": results["model"], "documents": results["n_train"],
         "edited": results["n_edited"], "limit of an edit": f"{results['norm']} {results['radius']:g}/255",
         "strategy": results["strategy"], "units": f"{len(results['probes'])} probes", "seeds": len(results["seeds"]),
+        **({"exact derivative of training": results["unrolled"]} if results.get("unrolled") else {}),
     }  # fmt: skip
 
 

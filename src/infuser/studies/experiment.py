@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -119,9 +119,7 @@ def make_edits(study: Study, q: int) -> dict[str, Edit]:
     own, seed = study.scores[q], settings.probe_seed + q
 
     def made(method: Perturber, towards: Direction, strategy: Strategy, scores: Scores | None = None) -> Edit:
-        # The scores are of the direction: beside gains of another method they are on another scale.
-        criterion: Literal["alignment", "gain"] = "alignment" if method is along else "gain"
-        select = PostEdit(settings.pool, criterion) if strategy == "post_edit" else strategy
+        select = PostEdit(settings.pool) if strategy == "post_edit" else strategy
         return perturb(method, towards, run, data, settings.k, select=select, scores=scores, seed=seed)
 
     edits = {"edit": made(method, direction, settings.select, own)}

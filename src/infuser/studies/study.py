@@ -25,7 +25,7 @@ from infuser.curvature.identity import identity
 from infuser.curvature.kfac import fit_kfac
 from infuser.data import Dataset, subset
 from infuser.data.source import load
-from infuser.errors import InfuserError, require
+from infuser.errors import InfuserError, listed, require
 from infuser.executors import Executor
 from infuser.measure import LogProb, Margin, predictions
 from infuser.params import trainable
@@ -82,8 +82,9 @@ class Experiment:
         norm: by which an edit is measured: linf, the largest change of a pixel, or l2, that of the whole image.
         radius: how far an edit may go, in 1/255 steps of a pixel.
         steps: gradient steps of an edit.
-        unrolled: replay this part of training at every step, in other orders than those of `seeds`, for the exact
-            derivative of f, which costs about five times that training; null takes the direction of the influence.
+        unrolled: replay this part of training, one of the regimes, at every step of an edit, in other orders than those
+            of `seeds`, for the exact derivative of f: five to ten times that training a step, for the edit and for
+            random_docs and top. null takes the direction of the influence.
         select: strategy that chooses the k documents.
         pool: documents that post_edit edits for each that it keeps.
         controls: arms beside clean and edit.
@@ -133,6 +134,17 @@ class Experiment:
         if self.unrolled:
             expected = f"none that an unrolled edit is made with: {CRAFTED} and on"
             require("seeds", self.seeds, {*self.seeds}.isdisjoint(self.crafted), expected)
+            if self.unrolled not in self.regimes:
+                raise InfuserError(
+                    f"the edit is made for {self.unrolled}, which is not among the regimes that are measured",
+                    got=listed(self.regimes),
+                    remedy=f"--set 'regimes=[{self.unrolled}]'",
+                )
+            if self.select == "post_edit":
+                raise InfuserError(
+                    "post_edit keeps a part of what it edits, and an unrolled edit is made of all documents jointly",
+                    remedy="--set select=potential, or top, random, ...",
+                )
         elif "influence" in self.controls:
             raise InfuserError(
                 "the control influence is the edit itself",
@@ -152,7 +164,7 @@ class Experiment:
     @property
     def crafted(self) -> range:
         """The seeds of the replays that an unrolled edit is made with."""
-        return range(CRAFTED, CRAFTED + self.steps)
+        return range(CRAFTED, CRAFTED + self.steps + 1)
 
     @property
     def ball(self) -> Linf | L2:
