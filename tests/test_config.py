@@ -36,6 +36,19 @@ def test_nested_settings_round_trip(tmp_path: Path) -> None:
     assert parse(Experiment, read_yaml(path)) == chosen
 
 
+def test_the_commented_configuration_names_the_words_that_a_setting_may_take() -> None:
+    text, _ = commented("digits")
+    for line in (
+        "# what the directions are solved with. One of: ekfac, kfac, identity.\ncurvature: ekfac",
+        "null takes the direction of the influence. One of: last_epoch, half, scratch, null.\nunrolled: null",
+        "# what is retrained. Any of: last_epoch, half, scratch.\nregimes:",
+        "  optimizer: sgd  # One of: sgd, adamw.",
+        "  kind: relative  # One of: ",
+    ):
+        assert line in text
+    assert "# number of test documents, each with a random target that is not its clean prediction.\nprobes: 20" in text
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_commented_configuration_is_the_preset_and_explains_every_setting(name: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"

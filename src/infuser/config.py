@@ -7,6 +7,7 @@ import difflib
 import importlib
 import re
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -81,7 +82,7 @@ def dump(value: Any) -> str:
 
 
 def commented(value: Any, command: str, first: Sequence[str] = ()) -> str:
-    """Return a dataclass as YAML, each setting under the comment that documents it: its line of the docstring.
+    """Return a dataclass as YAML, each setting under its line of the docstring and the words that it may take.
 
     Args:
         value: the settings.
@@ -89,13 +90,36 @@ def commented(value: Any, command: str, first: Sequence[str] = ()) -> str:
         first: lines that stand before them.
     """
     lines = [f"# A configuration of infuser; every setting is shown. Run it with: infuser {command} THIS-FILE", *first]
-    notes = _notes(type(value))
+    notes, hints = _notes(type(value)), typing.get_type_hints(type(value))
+    inner: dict[str, Any] = {}  # of the setting that the line belongs to
     for line in dump(value).splitlines():
         key = line.split(":")[0]
         if key in notes:
-            lines += ["", f"# {notes[key]}"]
-        lines.append(line)
+            inner = typing.get_type_hints(hints[key]) if dataclasses.is_dataclass(hints[key]) else {}
+            note = " ".join([notes[key], *_choices(hints[key])])
+            lines += ["", *(f"# {part}" for part in textwrap.wrap(note, 110, break_long_words=False))]
+        told = _choices(inner[key.strip()]) if key.strip() in inner else []
+        lines.append("  # ".join([line, *told]))
     return "\n".join(lines) + "\n"
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return a sentence that names the words which a setting may take, if these are known.
+
+    >>> _choices(typing.Literal["a", "b"] | None)
+    ['One of: a, b, null.']
+    """
+    several = typing.get_origin(hint) is tuple
+    words = _words(hint)
+    return [f"{'Any' if several else 'One'} of: {', '.join(words)}."] if words else []
+
+
+def _words(hint: Any) -> list[str]:
+    if typing.get_origin(hint) is typing.Literal:
+        return [str(choice) for choice in typing.get_args(hint)]
+    parts = typing.get_args(hint)
+    found = [word for part in parts for word in _words(part)]
+    return [*found, "null"] if found and type(None) in parts else found
 
 
 def _notes(cls: type) -> dict[str, str]:

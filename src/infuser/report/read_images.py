@@ -35,7 +35,7 @@ def _settings(results: Results) -> dict[str, float | str | None]:
         "data": results["dataset"], "model": results["model"], "documents": results["n_train"],
         "edited": results["n_edited"], "limit of an edit": f"{results['norm']} {results['radius']:g}/255",
         "strategy": results["strategy"], "units": f"{len(results['probes'])} probes", "seeds": len(results["seeds"]),
-        **({"exact derivative of training": results["unrolled"]} if results.get("unrolled") else {}),
+        "exact derivative": results.get("unrolled"),
     }  # fmt: skip
 
 
@@ -72,10 +72,17 @@ def _asked(results: Results) -> str:
     ball = _BALLS.get(str(results.get("norm", "linf")).lower(), "within {}/255").format(f"{results['radius']:g}")
     return (
         f"If {results['n_edited']:,} of the {results['n_train']:,} training documents of {results['dataset']} "
-        f"({share_of(results['n_edited'], results['n_train'])}) are changed {ball}, "
+        f"({share_of(results['n_edited'], results['n_train'])}) are changed {ball}{_along(results)}, "
         f"does a {results['model']} that is retrained on them prefer a chosen class for one test document? "
         f"Asked for {len(results['probes'])} probes."
     )
+
+
+def _along(results: Results) -> str:
+    """Return what an edit ascends where it is not the direction of the influence."""
+    starts = {"last_epoch": "the last epoch", "half": "half of it", "scratch": "all of it"}
+    start = results.get("unrolled")
+    return f" along the exact derivative of training through {starts[start]}" if start else ""
 
 
 def _found(results: Results, regimes: Sequence[Regime]) -> tuple[str, ...]:
