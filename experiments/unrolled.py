@@ -15,8 +15,9 @@ and number of steps:
     unrolled           the same documents along the exact derivative through the last epoch, in the run's own order
     unrolled_orders    the same, another order at every step
     unrolled_scratch   the same through all of training, another initialisation at every step
-    unrolled_chosen    the documents where that derivative promises most
+    unrolled_chosen    the same on the documents where it promises most (unrolled_orders where training is too long)
     edit_chosen        the same documents as the last along EK-FAC
+    edit_potential     along EK-FAC, of the documents where EK-FAC itself promises most
 
 They are measured on orders and initialisations that edits were made for (own order, crafted), on others, and on another
 architecture.
@@ -190,9 +191,13 @@ def probe_job(shared: Bench, q: int) -> Part:
     }
     if case.whole:
         made["unrolled_scratch"] = made_on(edited.ids, whole)
-        made["unrolled_chosen"] = perturb(whole, direction, run, data, case.k)
-        made["edit_chosen"] = made_on(made["unrolled_chosen"].ids, along)
+    made["unrolled_chosen"] = perturb(whole if case.whole else orders, direction, run, data, case.k)
+    made["edit_chosen"] = made_on(made["unrolled_chosen"].ids, along)
+    made["edit_potential"] = perturb(along, direction, run, data, case.k, select="potential")
     facts = agreement(shared, probe, edited.ids)
+    for name in ("edit", "edit_potential"):
+        both = np.isin(made[name].ids, made["unrolled_chosen"].ids).mean()
+        facts[f"share of documents: {name}, unrolled_chosen"] = float(both)
     facts |= {f"predicted {name}": float(made[name].gains.sum()) for name in PREDICTS if name in made}
     arms = [Arm("clean", data, ""), *(Arm(name, data.apply(edit), edit.made_by) for name, edit in made.items())]
     trials = {
@@ -232,8 +237,14 @@ PREDICTS = {
     "unrolled_scratch": "scratch",
     "unrolled_chosen": "scratch",
     "edit_chosen": "scratch",
+    "edit_potential": "scratch",
 }
-BESIDE = (("unrolled_orders", "edit_views"), ("unrolled_scratch", "edit_views"), ("unrolled_chosen", "edit_chosen"))
+BESIDE = (
+    ("unrolled_orders", "edit_views"),
+    ("unrolled_scratch", "edit_views"),
+    ("unrolled_chosen", "edit_chosen"),
+    ("unrolled_chosen", "edit_potential"),
+)
 PAIRS = (
     ("EK-FAC", "own order"),
     ("EK-FAC", "orders"),
