@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
+import cifar10_placebo
 import numpy as np
 import pytest
 from scipy.stats import t as student
 
 from infuser.types import Trials
-
-
-def module() -> ModuleType:
-    path = Path(__file__).parents[1] / "experiments" / "cifar10_placebo.py"
-    spec = importlib.util.spec_from_file_location("cifar10_placebo", path)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
 
 PROBES = ("10->1", "11->0", "12->2", "13->1")
 
@@ -37,7 +23,7 @@ def model(logits: np.ndarray) -> Trials:
 
 def test_log_odds_are_read_off_the_probabilities_of_the_classes():
     logits = np.random.default_rng(0).normal(0, 4, (4, 3))
-    found = module().class_log_odds(model(logits))
+    found = cifar10_placebo.class_log_odds(model(logits))
     for i, probe in enumerate(PROBES):
         target = int(probe[-1])
         others = np.delete(logits[i], target)
@@ -56,7 +42,7 @@ def test_an_arm_is_compared_with_the_models_of_other_probes_alone():
         for i, name in enumerate(PROBES):
             logits[i, int(name[-1])] = odds[i] + np.log(2)  # two other classes at 0
         models.append((probe, model(logits)))
-    block = module().placebo({"edit": models}, ["edit"])["edit"]
+    block = cifar10_placebo.placebo({"edit": models}, ["edit"])["edit"]
     expected = np.array([jitter[q, q] + gains[q] - np.delete(jitter[:, q], q).mean() for q in range(4)])
     half = student.ppf(0.975, 3) * expected.std(ddof=1) / 2
     assert block["mean"] == pytest.approx(expected.mean())
@@ -69,7 +55,7 @@ def test_an_arm_is_compared_with_the_models_of_other_probes_alone():
 def test_models_without_the_probabilities_of_others_are_no_placebos():
     rows = [("edit", 1, f"10->1#{c}", "class_probability", 1 / 3) for c in range(3)]
     own = Trials.from_rows(rows, "last_epoch")
-    assert module().placebo({"edit": [("10->1", own), ("10->1", own)]}, ["edit"]) == {}
+    assert cifar10_placebo.placebo({"edit": [("10->1", own), ("10->1", own)]}, ["edit"]) == {}
 
 
 def test_a_prediction_that_knows_the_distance_alone_has_no_partial_rank():
@@ -80,8 +66,8 @@ def test_a_prediction_that_knows_the_distance_alone_has_no_partial_rank():
     by_distance = dict(zip(names, -clean + 0.5 * other, strict=True))
     knowing = dict(zip(names, noise + 0.5 * other, strict=True))
     base = dict(zip(names, clean, strict=True))
-    told = module().foretold(by_distance, measured, base)
+    told = cifar10_placebo.foretold(by_distance, measured, base)
     assert told["rank_of_prediction"] > 0.4
     assert abs(told["rank_of_prediction_given_clean"]) < 0.15
     assert told["rank_of_clean_log_odds"] < -0.5
-    assert module().foretold(knowing, measured, base)["rank_of_prediction_given_clean"] > 0.6
+    assert cifar10_placebo.foretold(knowing, measured, base)["rank_of_prediction_given_clean"] > 0.6

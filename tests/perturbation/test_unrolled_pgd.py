@@ -15,6 +15,7 @@ from infuser.perturbation.gradient_matching import GradientMatching
 from infuser.perturbation.perturb import Hinting, Perturber, perturb
 from infuser.perturbation.pgd import PGD
 from infuser.perturbation.unrolled_pgd import UnrolledPGD
+from infuser.testing import check_perturber
 from infuser.training import train
 from infuser.types import Recipe
 from tests.perturbation import small
@@ -133,6 +134,11 @@ def test_potential_is_the_first_order_bound_of_the_mean_over_three_seeds():
     bound = np.abs(np.mean(slopes, 0)).sum((1, 2, 3)) * 20 / 255
     np.testing.assert_allclose(method.potential(small.direction(), run, data, IDS), bound, rtol=1e-4)
     assert np.abs(np.abs(slopes[0]).sum((1, 2, 3)) * 20 / 255 / bound - 1).max() > 0.05
+
+
+def test_it_keeps_the_contract_of_perturbers():
+    method = UnrolledPGD(Linf(8), PROBE, "scratch", (5, 6), steps=1)
+    check_perturber(method, small.direction(), small.run(), small.images(), IDS)
 
 
 def test_a_weight_is_counted_once():

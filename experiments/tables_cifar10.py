@@ -1,0 +1,131 @@
+"""Tables of the published claims on CIFAR-10."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tables_format import (
+    Row,
+    clipped_ends,
+    ends_of,
+    results,
+    row_of,
+    share,
+    shown,
+    table,
+    two_places,
+    wrapped,
+)
+
+from infuser.evaluation.stats import mean_estimate
+
+STARTS = {"last_epoch": "last epoch", "half": "half of the epochs", "scratch": "from scratch"}
+PUBLISHED = ("r8", "r12", "original", "transfer", "horizon")  # cases of CIFAR-10 that have results
+VIEWS = ("checkpoints", "seeds", "architectures")  # what directions are averaged over
+MODELS = {"tiny_resnet": "TinyResNet", "simple_cnn": "SimpleCNN"}
+
+
+def published(name: str) -> str:
+    """Return what a CIFAR-10 file says of each arm against clean, and of arms against each other."""
+    found = _cases(name)
+    told, arms, pairs = [], [], []
+    for case, value in sorted(found.items(), key=lambda item: (item[1]["model"], item[1]["radius"], item[1]["seeds"])):
+        order = "the order of the run" if value["seeds"] == [value["base_seed"]] else "another order (one seed)"
+        told.append(
+            f"{MODELS[value['model']]}, {value['n_edited']} of {value['n_train']:,} documents edited within"
+            f" {value['radius']:g}/255 ({value['strategy']}), {len(value['probes'])} probes, replayed in {order}."
+        )
+        for regime, block in value["regimes"].items():
+            victim, _, start = regime.rpartition(":")
+            where = f"{f'{case}, ' * (len(found) > 1)}{MODELS[victim or value['model']]}, {STARTS[start]}"
+            against = {(e["arm"], e["control"]): e for e in block["effects"]}
+            edited = [arm for arm in block["arms"] if arm != "clean"]
+            arms += [(f"{where}: {arm}", shown(against[arm, "clean"]), *_arm(value, regime, arm)) for arm in edited]
+            for (arm, control), effect in against.items():
+                if control in VIEWS:  # the edit is what they are compared with
+                    pairs.append((f"{where}: {control} - {arm}", shown(_turned(effect))))
+                elif control != "clean":
+                    pairs.append((f"{where}: {arm} - {control}", shown(effect)))
+    head = ("against clean", "log-odds", "against placebos, above all of them", "probability", "median", "raised")
+    head = (*head, "flips", "accuracy, points", "SSIM")
+    tables = [wrapped(*dict.fromkeys(told)), table(head, arms)]
+    return "\n".join([*tables, table(("against another arm", "log-odds"), pairs)] if pairs else tables)
+
+
+def _arm(value: Any, regime: str, arm: str) -> tuple[str, ...]:
+    row, clean = (value["regimes"][regime]["arms"][name] for name in (arm, "clean"))
+    beside = value["placebo"][regime].get(arm)
+    return (
+        "–" if beside is None else f"{shown(beside)}, {beside['above_all']} of {beside['n_probes']}",
+        f"{row['mean_delta_p']:+.3f}{ends_of(row['ci95'])}",
+        f"{row['median_delta_p']:+.3f}",
+        f"{100 * row['raised']:.0f} %",
+        f"{row['flips']} of {row['n_nontrivial']}{clipped_ends(row['flips_ci95'])}",
+        f"{100 * (row['test_accuracy'] - clean['test_accuracy']):+.1f}",
+        two_places(value["arms"][arm]["ssim_mean"]),
+    )
+
+
+def foretold() -> str:
+    """Return how predicted and measured effects agree on CIFAR-10, and what the clean log-odds alone foretell."""
+    body = []
+    for case, value in (pair for file in PUBLISHED for pair in _cases(f"cifar10_{file}").items()):
+        for regime, beside in value["foretold"].items():
+            block = value["predicted"][regime]
+            ranks = (beside["rank_of_clean_log_odds"], beside["rank_of_prediction_given_clean"])
+            slope = f"{block['slope']['value']:.4f}{ends_of(block['slope']['ci95'], 4)}"
+            rank = share(row_of(block["rank_correlation"]))
+            body.append((f"{case}, {regime}", str(beside["n"]), rank, *map(two_places, ranks), slope))
+    head = (
+        "",
+        "probes",
+        "rank with prediction",
+        "with clean log-odds",
+        "with prediction, clean log-odds given",
+        "slope",
+    )
+    return table(head, body)
+
+
+def headline() -> str:
+    """Return what storable edits do on CIFAR-10, in a sentence."""
+    value = results("cifar10_r8")["r8"]
+    block = value["regimes"]["last_epoch"]
+    effects = {(e["arm"], e["control"]): e for e in block["effects"]}
+    edit, beside = block["arms"]["edit"], value["placebo"]["last_epoch"]["edit"]
+    flips, cases, n = edit["flips"], edit["n_nontrivial"], beside["n_probes"]
+    return wrapped(
+        f"On CIFAR-10 (TinyResNet, {value['n_edited']} of {value['n_train']:,} images within {value['radius']:g}/255,",
+        "the last epoch replayed in an order that no edit was made for) the log-odds of a wrong class move by",
+        f"{shown(effects['edit', 'clean'])}, random noise of the same size moves them by",
+        f"{shown(effects['noise', 'clean'])}, and {beside['above_all']} of {n} probes lie above every model that was",
+        f"made with noise or an edit for another one. {flips} of {cases} wrong classes become the prediction.",
+    )
+
+
+def beside_published() -> str:
+    """Return the effects of storable edits minus those of the published setting, on the same probes, in log-odds."""
+
+    def per_probe(value: Any) -> Mapping[str, float]:
+        found: Mapping[str, float] = value["regimes"]["last_epoch"]["per_probe"]["edit"]
+        return found
+
+    body = []
+    for theirs, value in _cases("cifar10_original").items():
+        for ours, other in (pair for file in ("r8", "r12") for pair in _cases(f"cifar10_{file}").items()):
+            gains = [per_probe(other)[probe] - effect for probe, effect in per_probe(value).items()]
+            gained = mean_estimate(np.array(gains))
+            row = {"mean": gained.value, "ci95": gained.interval}
+            body.append((f"{ours} - {theirs}", str(gained.n), shown(row)))
+    return table(("", "probes", "log-odds"), body)
+
+
+def _cases(name: str) -> dict[str, Any]:
+    return {case: value for case, value in results(name).items() if case != "environment"}
+
+
+def _turned(effect: Row) -> Row:
+    ends = effect["ci95"]
+    return {"mean": -effect["mean"], "ci95": None if ends is None else (-ends[1], -ends[0])}
