@@ -95,6 +95,9 @@ def transfer(radius: float, model: str, victim: str) -> Case:
 PUBLISHED = Spec(radius=12.75, select="top", damping=DAMPINGS[0], world="original")
 PLAIN = Spec(radius=12, damping=DAMPING, world="small")
 VIEWS = tuple(replace(PLAIN, arm=name, views=name) for name in ("checkpoints", "seeds", "architectures"))
+# Direction and choice of documents over the course of the run: what went furthest from scratch in unrolled.json among
+# the edits that need no replay of training.
+COURSE = replace(PLAIN, arm="course", views="checkpoints", select="potential")
 CASES = {
     **{f"damping-{damping.kind}-{damping.value:g}": pilot(damping) for damping in DAMPINGS},
     "r8": Case(tuple(specs(8).values()), (0, PROBES)),
@@ -105,7 +108,7 @@ CASES = {
     **{f"cnn-resnet-{r}": transfer(r, "simple_cnn", "tiny_resnet") for r in (8, 12)},
     # A seed that no view has, else the victim would be one of the models that the edit was made for. `architectures` is
     # made for the very SimpleCNN whose last epoch and half are trained again: there it is no transfer.
-    "horizon": Case((PLAIN, *VIEWS), (0, 5), tuple(RECIPES), 7, ("last_epoch", "half", "scratch")),
+    "horizon": Case((PLAIN, *VIEWS, COURSE), (0, 5), tuple(RECIPES), 7, ("last_epoch", "half", "scratch")),
 }
 FILES = {
     "cifar10_damping": tuple(name for name in CASES if name.startswith("damping")),
