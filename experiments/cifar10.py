@@ -95,8 +95,8 @@ def transfer(radius: float, model: str, victim: str) -> Case:
 PUBLISHED = Spec(radius=12.75, select="top", damping=DAMPINGS[0], world="original")
 PLAIN = Spec(radius=12, damping=DAMPING, world="small")
 VIEWS = tuple(replace(PLAIN, arm=name, views=name) for name in ("checkpoints", "seeds", "architectures"))
-# Direction and choice of documents over the course of the run: what went furthest from scratch in unrolled.json among
-# the edits that need no replay of training.
+# Direction and choice of documents over the course of the run: in unrolled.json the highest mean from scratch among the
+# edits that need no replay of training, ahead of EK-FAC's own potential, and of post_edit not beyond chance.
 COURSE = replace(PLAIN, arm="course", views="checkpoints", select="potential")
 CASES = {
     **{f"damping-{damping.kind}-{damping.value:g}": pilot(damping) for damping in DAMPINGS},
