@@ -163,6 +163,19 @@ def test_a_weight_is_counted_once():
     np.testing.assert_allclose(bounds, edit.gains, rtol=0.05)
 
 
+def test_a_document_of_weight_zero_gains_nothing():
+    data = small.images()
+    weights = np.ones(len(data))
+    weights[data.positions(IDS[:1])] = 0.0
+    light = replace(data, weights=weights)
+    run = train(small.smooth, light, small.run().recipe)
+    method = UnrolledPGD(Linf(8), PROBE, "scratch", steps=1)
+    gains = method.edit(small.direction(), run, light, IDS).gains
+    bounds = method.potential(small.direction(), run, light, IDS)
+    assert gains[0] == 0 and bounds[0] == 0
+    assert (gains[1:] != 0).all() and (bounds[1:] > 0).all()
+
+
 def test_its_documents_are_those_of_the_highest_potential():
     method = UnrolledPGD(Linf(8), PROBE, "scratch", (5, 6, 7), steps=2)
     data, run, v = small.images(), small.run(), small.direction()

@@ -255,6 +255,11 @@ def require_ascent(ball: Linf | L2, step_size: float | None, storable: bool = Tr
         )
 
 
+def step_of(ball: Linf | L2, steps: int, step_size: float | None) -> float:
+    """Return the length of one move in steps of 1/255: `step_size`, else 2.5 radius / steps (arXiv 1706.06083)."""
+    return 2.5 * ball.radius / steps if step_size is None else step_size
+
+
 def _check_radius(name: str, radius: float, holds: bool, expected: str) -> None:
     if not (np.isfinite(radius) and radius > 0 and holds):
         raise InfuserError(f"{name} radius is out of range", got=radius, expected=expected)

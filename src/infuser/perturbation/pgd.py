@@ -15,7 +15,7 @@ from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.params import trainable
-from infuser.perturbation.balls import L2, STEPS, Linf, require_ascent
+from infuser.perturbation.balls import L2, STEPS, Linf, require_ascent, step_of
 from infuser.perturbation.document_gradient import TOLERANCE, MeanEffect, PredictedEffect
 from infuser.progress import track
 from infuser.tasks import task_of
@@ -83,7 +83,7 @@ class PGD:
 
     @property
     def _step(self) -> float:
-        return 2.5 * self.ball.radius / self.steps if self.step_size is None else self.step_size
+        return step_of(self.ball, self.steps, self.step_size)
 
     def edit(self, direction: Direction, run: Run, data: Dataset, ids: Sequence[int] | Array) -> Edit:
         """Return the edit of the documents `ids`, in that order, with the predicted gain of each.

@@ -14,7 +14,7 @@ from infuser.attribution.unrolled import Unrolled
 from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
-from infuser.perturbation.balls import L2, STEPS, Linf, require_ascent
+from infuser.perturbation.balls import L2, STEPS, Linf, require_ascent, step_of
 from infuser.perturbation.pgd import require_finite, require_pixels
 from infuser.progress import track
 from infuser.tasks import task_of
@@ -70,7 +70,7 @@ class UnrolledPGD:
 
     @property
     def _step(self) -> float:
-        return 2.5 * self.ball.radius / self.steps if self.step_size is None else self.step_size
+        return step_of(self.ball, self.steps, self.step_size)
 
     def edit(self, direction: Direction, run: Run, data: Dataset, ids: Sequence[int] | Array) -> Edit:
         """Return the edit of the documents `ids`, in that order: the last iterate.
@@ -106,8 +106,7 @@ class UnrolledPGD:
             # The slope that a move was made along would overstate it: what it holds by chance, the move holds too.
             slope = self._slope(run, data.apply(edit), chosen.ids, t + 1)
             gains += (slope.double().cpu().numpy() * moved).reshape(len(chosen), -1).sum(1)
-        # `perturb` multiplies by the documents' weights, which training has counted already.
-        return replace(edit, gains=gains / data.weights[data.positions(chosen.ids)])
+        return replace(edit, gains=_per_weight(gains, data, chosen.ids))
 
     def potential(self, direction: Direction, run: Run, data: Dataset, ids: Sequence[int] | Array) -> Array:
         """Return radius times the dual norm of df/dz of the documents `ids`, (k,) in units of f.
@@ -119,7 +118,7 @@ class UnrolledPGD:
         way = Unrolled(self.start, self.seeds[:_LOOKED])
         slope = way.document_gradient(run, data, self.probes, ids).mean(0)
         sizes = self.ball.dual_norm(slope).double().cpu().numpy() * (self.ball.radius / STEPS)
-        return np.asarray(sizes / data.weights[data.positions(ids)])
+        return _per_weight(sizes, data, ids)
 
     def _slope(self, run: Run, data: Dataset, ids: Array, t: int) -> Tensor:
         seeds = (self.seeds[t % len(self.seeds)],) if self.seeds else ()
@@ -136,3 +135,12 @@ class UnrolledPGD:
                 expected=tuple(own),
                 remedy="pass influence.direction(run, probes) of the same probes",
             )
+
+
+def _per_weight(values: Array, data: Dataset, ids: Sequence[int] | Array) -> Array:
+    """Return values over their documents' weights: `perturb` multiplies by these, which training has counted already.
+
+    A document of weight 0 moves nothing, and its value of 0 stays.
+    """
+    weights = data.weights[data.positions(ids)]
+    return np.asarray(np.divide(values, weights, out=np.zeros_like(values), where=weights > 0))
