@@ -6,8 +6,8 @@
 45,000 documents, 100 edited, TinyResNet, plain SGD at 0.01, batches of 16, ten epochs in one fixed order; the last
 epoch is replayed in another order (the published setting replays the same one: `original`). `run` makes what is
 missing of a case (see CASES) and can be stopped at any time; `table` writes results/cifar10_*.json from the probes that
-are finished in the first arm, and the arms that have them all. Beside the effects stand those against placebo models:
-see cifar10_placebo.py.
+are finished in the first arm, and the arms that have them all; to a case that is there it adds the arms that it lacks
+(see cifar10_grow.py). Beside the effects stand those against placebo models: see cifar10_placebo.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cifar10_grow import grown
 from cifar10_placebo import class_log_odds, foretold, placebo
 from cifar10_slices import (
     DAMPINGS,
@@ -31,14 +32,16 @@ from cifar10_slices import (
     Outcome,
     Spec,
     all_probes,
+    data,
     edits,
     finished,
+    judged,
     outcomes,
     study_of,
 )
 
 from infuser.executors import Executor, Pool
-from infuser.storage import write_json
+from infuser.storage import read_json, write_json
 from infuser.studies.environment import environment
 from infuser.studies.parts import Part
 from infuser.studies.results import assemble
@@ -242,13 +245,43 @@ def restricted(part: Part, known: Sequence[str], probes: Sequence[str]) -> Part:
     return replace(part, trials=trials)
 
 
+def more(case: Case, held: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of a case with the arms that are finished since then."""
+    own = jobs(case, None, [0])
+    clean = finished(own)
+    queries = all_probes(case.world).queries if clean else ()
+    probes = [
+        queries.index(f"{i}->{target}") for i, target in zip(held["probes"], held["targets"], strict=True) if clean
+    ]
+    since = [spec for spec in case.arms if spec.arm not in held["arms"]]
+    made = {spec: {q: found for q in probes if (found := whole(case, spec, q))} for spec in since}
+    arms = [spec for spec in since if probes and len(made[spec]) == len(probes)]
+    if len(clean) < len(own) or not arms:
+        return held
+    shared, known = pooled(clean, case, None, 0), [queries[q] for q in probes]
+    parts = [restricted(shared, queries, known)]
+    parts += [restricted(pooled(made[spec][q], case, spec, q), queries, known) for spec in arms for q in probes]
+    return grown(
+        held,
+        {name: Trials.concat([part.trials[name] for part in parts]) for name in shared.trials},
+        {name: class_log_odds(rows) for name, rows in shared.trials.items()},
+        {spec.arm: told(spec, edits([spec], probes)) for spec in arms},
+        {name: placebos(case, made, name) for name in shared.trials},
+        judged(data(case.world)[1]),
+        [spec.arm for spec in case.arms],
+    )
+
+
 def table() -> None:
-    """Write the result files from what is finished."""
+    """Write the result files from what is finished; a case that is in its file already gets the arms that it lacks."""
     for file, names in FILES.items():
-        found = {name: result for name in names if (result := results(CASES[name])) is not None}
-        if not found:
+        path = RESULTS / f"{file}.json"
+        held = read_json(path) if path.exists() else {}
+        found = {name: more(CASES[name], held[name]) if name in held else results(CASES[name]) for name in names}
+        found = {name: result for name, result in found.items() if result is not None}
+        if found == {name: held.get(name) for name in found}:
             continue
-        write_json(RESULTS / f"{file}.json", {**found, "environment": environment()})
+        write_json(path, {**found, "environment": environment()})
         for name, result in found.items():
             print(f"\n{name}\n{summary(result)}")
 

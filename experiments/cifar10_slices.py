@@ -291,7 +291,9 @@ def outcomes(jobs: Sequence[Outcome], executor: Executor | None = None) -> dict[
 
 def finished(jobs: Sequence[Outcome]) -> dict[str, Part]:
     """Return the parts of those models that are there, by name; nothing is trained."""
-    return stored(RUNS, data()[0], _keys(jobs))
+    # A key holds the weights of the clean run, which is trained where it is missing.
+    there = [job for job in jobs if (RUNS / "parts" / f"{job.name}.json").exists()]
+    return stored(RUNS, data()[0], _keys(there))
 
 
 def _keys(jobs: Sequence[Outcome]) -> dict[str, str]:

@@ -198,9 +198,9 @@ def told(builder: Any) -> str:
 
 
 def table() -> None:
-    """Write what is finished."""
+    """Write what is finished; cases that were measured before, and whose parts are gone, stay."""
     found = {name: result for name in CASES if (result := results(name)) is not None}
-    write_json(RESULTS, found)
+    write_json(RESULTS, {**(read_json(RESULTS) if RESULTS.exists() else {}), **found})
     for name, result in found.items():
         print(f"\n{name}, {result['probes']} probes")
         for fact, value in {**result["agreement"], **result["predicted"]}.items():

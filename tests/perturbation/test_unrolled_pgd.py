@@ -172,8 +172,10 @@ def test_a_document_of_weight_zero_gains_nothing():
     method = UnrolledPGD(Linf(8), PROBE, "scratch", steps=1)
     gains = method.edit(small.direction(), run, light, IDS).gains
     bounds = method.potential(small.direction(), run, light, IDS)
-    assert gains[0] == 0 and bounds[0] == 0
-    assert (gains[1:] != 0).all() and (bounds[1:] > 0).all()
+    assert gains[0] == 0
+    assert bounds[0] == 0
+    assert (gains[1:] != 0).all()
+    assert (bounds[1:] > 0).all()
 
 
 def test_its_documents_are_those_of_the_highest_potential():

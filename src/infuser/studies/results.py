@@ -130,13 +130,13 @@ def _regime(trials: Trials, effects: Sequence[Effect], study: Study) -> dict[str
     arms = list(dict.fromkeys(trials.arm.tolist()))
     return {
         "unit": effects[0].measure,
-        "arms": {arm: _with_accuracy(trials, arm, study.judged) for arm in arms},
+        "arms": {arm: arm_result(trials, arm, study.judged) for arm in arms},
         "effects": [effect_block(effect) for effect in effects],
         "per_probe": {effect.arm: dict(effect.per_probe) for effect in effects if effect.control == "clean"},
     }
 
 
-def _with_accuracy(trials: Trials, arm: str, judged: Dataset) -> dict[str, Any]:
+def arm_result(trials: Trials, arm: str, judged: Dataset) -> dict[str, Any]:
     """Return the arm's block with the accuracy of each class, their mean over documents, and the probes' neighbours."""
     near, classes = (trials.where(arm=arm, measure=name) for name in ("collateral", "class_accuracy"))
     names, documents = ClassAccuracy(judged).queries, np.unique(judged.targets, return_counts=True)[1]
