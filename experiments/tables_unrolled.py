@@ -64,15 +64,16 @@ def unrolled() -> str:
 
 def unrolled_gain() -> str:
     """Return how much further the exact edits go than those along EK-FAC, on seeds that no edit was made for."""
-    columns = [
-        (name, value["effects"][where], where) for name, value in results("unrolled").items() for where in UNSEEN
-    ]
-    found = [{(e["arm"], e["control"]): e for e in rows} for _, rows, _ in columns]
-    body = [
-        (f"{UNROLLED[arm]} - {UNROLLED[control]}", *(_or_dash(effects.get((arm, control))) for effects in found))
-        for arm, control in ADDED
-    ]
-    return table(("", *(f"{name}, {WHERE[where]}" for name, _, where in columns)), body)
+    tables = []
+    for name, value in results("unrolled").items():
+        found = {where: {(e["arm"], e["control"]): e for e in value["effects"][where]} for where in UNSEEN}
+        pairs = [pair for pair in ADDED if pair in found[UNSEEN[0]]]
+        body = [
+            (f"{UNROLLED[arm]} - {UNROLLED[control]}", *(shown(rows[arm, control]) for rows in found.values()))
+            for arm, control in pairs
+        ]
+        tables.append(table((name, *(WHERE[where] for where in UNSEEN)), body))
+    return "\n".join(tables)
 
 
 def unrolled_agreement() -> str:
@@ -98,10 +99,6 @@ def _bounded(fact: str, row: Row | None) -> str:
     low = 0.0 if fact.startswith("documents") else -1.0
     ends = None if row["ci95"] is None else [max(low, row["ci95"][0]), min(1.0, row["ci95"][1])]
     return share({"value": row["value"], "interval": ends})
-
-
-def _or_dash(row: Row | None) -> str:
-    return "–" if row is None else shown(row)
 
 
 def unrolled_foretold() -> str:
