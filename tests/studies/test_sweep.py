@@ -223,7 +223,7 @@ def test_the_table_holds_every_effect_of_every_point(tmp_path: Path) -> None:
     assert results["axes"] == ["seeds", "radius"]
     with open(tmp_path / "sweep" / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(results["rows"]) == 4 * 3  # edit and noise against clean, edit against noise
+    assert len(rows) == len(results["rows"]) == 4 * 5  # edit, noise and placebo against clean, the edit against both
     for row, held in zip(rows, results["rows"], strict=True):
         own = json.loads((tmp_path / "sweep" / "points" / row["point"] / "results.json").read_text())
         effects = own["regimes"]["last_epoch"]["effects"]

@@ -123,7 +123,7 @@ def test_a_run_that_nobody_touched_is_whole(folder: Path) -> None:
         "edits": 2,
         "arms": 2 * 2 * 2 * (1 + 2 * 2),  # models, regimes, seeds; the clean arm, two arms a probe
         "trials.parquet": checked["trials.parquet"],
-        "results.json": 2 * 2 * 3,
+        "results.json": 2 * 2 * (3 + 2),  # edit, noise and placebo against clean, the edit against both
     }
     assert checked["trials.parquet"] > 100
     assert CliRunner().invoke(app, ["verify", str(folder)]).exit_code == 0

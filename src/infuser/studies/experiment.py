@@ -22,6 +22,7 @@ from infuser.config import canonical, dump
 from infuser.data import Dataset
 from infuser.evaluation.arms import arms
 from infuser.evaluation.metrics import ClassAccuracy, collateral
+from infuser.evaluation.placebo import Elsewhere
 from infuser.evaluation.retrain import retrain
 from infuser.executors import Executor, Local, Pool, torch_threads
 from infuser.measure import Correct, Distribution, LogProb, Margin, Probability
@@ -98,10 +99,11 @@ def probe_job(study: Study, q: int) -> Part:
     own = [c for c in settings.controls if c not in edits]
     prepared = arms(study.data, edits, probe, controls=own, seed=settings.probe_seed + q)
     treated = [arm for arm in prepared if arm.name != "clean"]
+    measures = [*_measures(study, probe), *([Elsewhere(study.probes, q)] if len(study.probes) > 1 else [])]
     trials = {}
     for name, run in study.runs:
         for start in settings.regimes:
-            trials[name + start] = retrain(run, treated, _measures(study, probe), settings.seeds, start)
+            trials[name + start] = retrain(run, treated, measures, settings.seeds, start)
     gains = np.zeros(0) if edit.gains is None else edit.gains
     facts = {"predicted": float(gains.sum()), **distance_summary(edit)}
     return Part(trials, edit, facts, time.monotonic() - begun)

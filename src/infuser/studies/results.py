@@ -24,6 +24,7 @@ from infuser.evaluation.checks import (
     distinct,
 )
 from infuser.evaluation.metrics import ClassAccuracy, arm_block, effect_block
+from infuser.evaluation.placebo import PLACEBO, with_placebo
 from infuser.evaluation.stats import PRIMARY, compare
 from infuser.evaluation.truth import Agreement, agreement
 from infuser.storage import atomic_path
@@ -104,10 +105,11 @@ def forecast(predicted: Mapping[str, float], main: Effect) -> tuple[dict[str, An
 
 
 def pooled_trials(parts: Mapping[str, Part]) -> dict[str, Trials]:
-    """Return the rows of all jobs by regime."""
+    """Return the rows of all jobs by regime, with the arm placebo."""
     # Sorted, as the files of the parts have them: a resumed run pools them in the order of one that was not stopped.
     regimes = sorted({regime for part in parts.values() for regime in part.trials})
-    return {regime: Trials.concat([part.trials[regime] for part in parts.values()]) for regime in regimes}
+    pooled = {regime: Trials.concat([part.trials[regime] for part in parts.values()]) for regime in regimes}
+    return {regime: with_placebo(trials) for regime, trials in pooled.items()}
 
 
 def all_effects(trials: Trials) -> list[Effect]:
@@ -127,10 +129,10 @@ def write_trials(path: Path, pooled: Mapping[str, Trials]) -> None:
 
 
 def _regime(trials: Trials, effects: Sequence[Effect], study: Study) -> dict[str, Any]:
-    arms = list(dict.fromkeys(trials.arm.tolist()))
+    trained = [arm for arm in dict.fromkeys(trials.arm.tolist()) if arm != PLACEBO]
     return {
         "unit": effects[0].measure,
-        "arms": {arm: arm_result(trials, arm, study.judged) for arm in arms},
+        "arms": {arm: arm_result(trials, arm, study.judged) for arm in trained},
         "effects": [effect_block(effect) for effect in effects],
         "per_probe": {effect.arm: dict(effect.per_probe) for effect in effects if effect.control == "clean"},
     }
