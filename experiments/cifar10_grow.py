@@ -13,8 +13,8 @@ import numpy as np
 
 from infuser.data import Dataset
 from infuser.errors import InfuserError
+from infuser.evaluation.compare import PRIMARY, compare
 from infuser.evaluation.metrics import effect_block
-from infuser.evaluation.stats import PRIMARY, compare
 from infuser.studies.results import all_effects, arm_result
 from infuser.types import Trials
 

@@ -18,7 +18,7 @@ from stories import VARIANTS
 
 from infuser.checkpoints import Checkpoint, Run
 from infuser.evaluation.arms import arms
-from infuser.evaluation.stats import compare
+from infuser.evaluation.compare import compare
 from infuser.evaluation.transfer import survival, transfer
 from infuser.measure_text import document_losses
 from infuser.models.huggingface import HuggingFace

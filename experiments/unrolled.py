@@ -35,9 +35,10 @@ from infuser.checkpoints import Run
 from infuser.curvature.ekfac import fit_ekfac
 from infuser.data import Dataset
 from infuser.data.source import load
+from infuser.evaluation.compare import compare
 from infuser.evaluation.metrics import effect_block
 from infuser.evaluation.retrain import retrain
-from infuser.evaluation.stats import compare, mean_estimate
+from infuser.evaluation.stats import mean_estimate
 from infuser.executors import Local
 from infuser.measure import Margin
 from infuser.models import mlp, simple_cnn, tiny_resnet

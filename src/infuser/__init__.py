@@ -42,7 +42,7 @@ _WHERE = {
     "adapters": "infuser.adapters",
     "arms": "infuser.evaluation.arms",
     "attribute": "infuser.attribution.attribute",
-    "compare": "infuser.evaluation.stats",
+    "compare": "infuser.evaluation.compare",
     "data": "infuser.data",
     "detect": "infuser.detection.detect",
     "detection": "infuser.detection",

@@ -65,3 +65,10 @@ def table_trials(
         for s, seed in enumerate(seeds or range(table.shape[1]))
     ]
     return Trials.from_rows(rows, "last_epoch", starts)
+
+
+def tables(n: int = 12, s: int = 3, effect: float = 1.0, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return values (n, s) of an edit that raises all of them by about `effect`, and of clean."""
+    rng = np.random.default_rng(seed)
+    clean = rng.normal(size=(n, s))
+    return {"edit": clean + effect + 0.1 * rng.normal(size=(n, s)), "clean": clean}

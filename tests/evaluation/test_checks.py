@@ -15,7 +15,7 @@ from infuser.evaluation.checks import (
     check_trials,
     distinct,
 )
-from infuser.evaluation.stats import compare
+from infuser.evaluation.compare import compare
 from infuser.evaluation.truth import agreement
 from infuser.perturbation.balls import L2, Linf
 from infuser.types import Arm, Edit, Recipe, Trials

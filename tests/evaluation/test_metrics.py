@@ -5,9 +5,9 @@ from scipy.stats import binomtest, ttest_1samp
 
 from infuser.errors import InfuserError
 from infuser.evaluation.arms import arms
+from infuser.evaluation.compare import compare
 from infuser.evaluation.metrics import ClassAccuracy, arm_block, change, collateral, effect_block, flips
 from infuser.evaluation.retrain import retrain
-from infuser.evaluation.stats import compare
 from infuser.measure import Accuracy, Correct, LogProb, Margin, Probability, predictions
 from infuser.params import trainable
 from infuser.types import Trials

@@ -9,8 +9,8 @@ from torch import nn
 
 from infuser.data import Dataset
 from infuser.errors import InfuserError
+from infuser.evaluation.compare import compare
 from infuser.evaluation.placebo import PLACEBO, Elsewhere, with_placebo
-from infuser.evaluation.stats import compare
 from infuser.measure import LogProb, Margin
 from infuser.params import trainable
 from infuser.types import Trials

@@ -8,8 +8,8 @@ import torch
 from infuser.checkpoints import Run
 from infuser.errors import InfuserError
 from infuser.evaluation.arms import arms
+from infuser.evaluation.compare import compare, paired
 from infuser.evaluation.retrain import begin, retrain
-from infuser.evaluation.stats import compare, paired
 from infuser.measure import Accuracy, Correct, Custom, Losses, Margin, MeanLoss, Probability
 from infuser.models import tiny_resnet
 from infuser.training import train

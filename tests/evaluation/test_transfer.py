@@ -5,8 +5,9 @@ import pytest
 
 from infuser.errors import InfuserError
 from infuser.evaluation.arms import arms
+from infuser.evaluation.compare import compare
 from infuser.evaluation.retrain import retrain
-from infuser.evaluation.stats import Bootstrap, compare, mean_estimate
+from infuser.evaluation.stats import Bootstrap, mean_estimate
 from infuser.evaluation.transfer import survival, transfer
 from infuser.models import mlp
 from infuser.training import train

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
-from infuser.evaluation.stats import PRIMARY, mean_estimate, paired, table_estimate, wilson
+from infuser.evaluation.compare import PRIMARY, paired
+from infuser.evaluation.stats import mean_estimate, table_estimate, wilson
 from infuser.measure import Correct
 from infuser.types import Array, Effect, Estimate, Params, Trials
 

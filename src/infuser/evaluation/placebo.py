@@ -13,7 +13,7 @@ from typing import final
 import numpy as np
 from torch import Tensor, nn
 
-from infuser.evaluation.stats import PRIMARY
+from infuser.evaluation.compare import PRIMARY
 from infuser.measure import LogProb, Margin
 from infuser.types import Params, Trials
 

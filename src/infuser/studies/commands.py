@@ -12,8 +12,8 @@ from infuser.attribution.tracin import TracIn
 from infuser.attribution.trak import TRAK
 from infuser.config import parse, read_yaml
 from infuser.errors import InfuserError
+from infuser.evaluation.compare import compare
 from infuser.evaluation.retrain import retrain
-from infuser.evaluation.stats import compare
 from infuser.perturbation.export import undo_images, write_images
 from infuser.perturbation.manifest import load_edit, save_edit
 from infuser.studies.study import Experiment, Start, Study, prepare

@@ -25,9 +25,10 @@ from infuser.config import dump, merge, of_data, override, parse, resolve
 from infuser.data.dataset import Dataset
 from infuser.data.source import load
 from infuser.errors import InfuserError, listed
+from infuser.evaluation.compare import compare
 from infuser.evaluation.finding import Finding, find, lift
 from infuser.evaluation.retrain import retrain
-from infuser.evaluation.stats import compare, mean_estimate
+from infuser.evaluation.stats import mean_estimate
 from infuser.executors import Executor, Local, Pool
 from infuser.report import Caveat, Detection, DetectorResult, Provenance, Summary, report
 from infuser.storage import write_json

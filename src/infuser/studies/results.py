@@ -23,9 +23,9 @@ from infuser.evaluation.checks import (
     check_trials,
     distinct,
 )
+from infuser.evaluation.compare import PRIMARY, compare
 from infuser.evaluation.metrics import ClassAccuracy, arm_block, effect_block
 from infuser.evaluation.placebo import PLACEBO, with_placebo
-from infuser.evaluation.stats import PRIMARY, compare
 from infuser.evaluation.truth import Agreement, agreement
 from infuser.storage import atomic_path
 from infuser.studies.parts import Part

@@ -11,7 +11,7 @@ import numpy as np
 
 from infuser.config import dump
 from infuser.evaluation.checks import check_agreement, check_effects, check_seeds, distinct
-from infuser.evaluation.stats import compare
+from infuser.evaluation.compare import compare
 from infuser.perturbation.perturb import take
 from infuser.perturbation.text_manifest import load_text_edit, recorded, text_distances
 from infuser.report import EditView, from_results, report

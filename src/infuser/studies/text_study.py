@@ -19,8 +19,8 @@ from infuser.data.dataset import Dataset
 from infuser.data.text import Codec
 from infuser.errors import InfuserError
 from infuser.evaluation.arms import arms
+from infuser.evaluation.compare import compare
 from infuser.evaluation.retrain import retrain
-from infuser.evaluation.stats import compare
 from infuser.executors import Local
 from infuser.measure_text import ContrastParts, Mean, coherence, document_losses
 from infuser.models.huggingface import HuggingFace
