@@ -120,7 +120,10 @@ def all_effects(trials: Trials) -> list[Effect]:
 
 
 def write_trials(path: Path, pooled: Mapping[str, Trials]) -> None:
-    """Write all rows as parquet with the columns regime, arm, seed, probe, measure and value."""
+    """Write all rows as parquet with the columns regime, arm, seed, probe, measure and value.
+
+    A probe has several rows of `elsewhere` in an arm and seed: one for every model that was edited for another probe.
+    """
     names = ("arm", "seed", "probe", "measure", "value")
     columns: dict[str, Any] = {"regime": np.concatenate([np.repeat(r, len(t)) for r, t in pooled.items()])}
     columns |= {name: np.concatenate([getattr(trials, name) for trials in pooled.values()]) for name in names}
