@@ -137,11 +137,11 @@ def jobs_of(case: Case) -> list[Job]:
     return [Job("clean"), *(Job(arm, q) for q in range(case.probes) for arm in [*arms, "agreement"])]
 
 
-def run_case(name: str) -> None:
+def run_case(name: str, at: tuple[int, int]) -> None:
     shared = bench(name)
-    jobs = {job.name: job for job in jobs_of(shared.case)}
-    keys = {job.name: key(name, shared, job) for job in jobs.values()}
+    keys = {job.name: key(name, shared, job) for job in jobs_of(shared.case)}
     write_json(RUNS / name / "made.json", {"keys": keys, "environment": environment()})
+    jobs = {job.name: job for job in jobs_of(shared.case) if job.q < 0 or at[0] <= job.q < at[1]}
     completed(RUNS / name, shared.data, jobs, keys, Local(1), partial(part_of, name, shared, keys))
 
 
@@ -273,11 +273,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=("run", "table"))
     parser.add_argument("cases", nargs="*", default=list(CASES))
+    most = max(case.probes for case in CASES.values())
+    parser.add_argument("--at", nargs=2, type=int, default=(0, most), help="probes, from and to")
     args = parser.parse_args()
     if args.stage == "table":
         table()
     for name in args.cases if args.stage == "run" else ():
-        run_case(name)
+        run_case(name, tuple(args.at))
 
 
 if __name__ == "__main__":
