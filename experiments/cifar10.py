@@ -251,6 +251,10 @@ def restricted(part: Part, known: Sequence[str], probes: Sequence[str]) -> Part:
 
 def more(case: Case, held: dict[str, Any]) -> dict[str, Any]:
     """Return the results of a case with the arms that are finished since then."""
+    held = {
+        **held,
+        "missing": {spec.arm: held["missing"][spec.arm] for spec in case.arms if spec.arm in held["missing"]},
+    }
     own = jobs(case, None, [0])
     clean = finished(own)
     queries = all_probes(case.world).queries if clean else ()

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from infuser.data import Dataset
 from infuser.executors import Local
 from infuser.perturbation.balls import Linf
-from infuser.studies.parts import Part, completed
+from infuser.studies.environment import environment
+from infuser.studies.parts import Part, completed, determinants, key_of
+from infuser.studies.study import Experiment
 from infuser.types import Edit, Trials
 
 DATA = Dataset.from_arrays(np.full((4, 1, 3, 3), 100, np.uint8), np.array([0, 1, 0, 1]))
@@ -77,3 +80,19 @@ def test_a_part_of_torn_columns_is_made_again(tmp_path: Path) -> None:
     stored["trials"]["last_epoch"]["value"] = [[1.0], [1.0, 2.0]]
     path.write_text(json.dumps(stored))
     assert _completed(tmp_path, 3)[1] == 1
+
+
+def test_parts_of_another_processor_or_version_are_stale() -> None:
+    here = environment()
+    own = key_of(determinants(Experiment(), here))
+    assert own == key_of(determinants(Experiment(), {**here, "threads": 7, "cores": 96}))
+    assert own != key_of(determinants(Experiment(), {**here, "processor": "another one"}))
+    assert own != key_of(determinants(Experiment(), {**here, "packages": {**here["packages"], "torch": "1.0"}}))
+    older = {name: value for name, value in here.items() if name != "processor"}
+    assert own != key_of(determinants(Experiment(), older))
+
+
+def test_the_processor_is_told() -> None:
+    told = environment()["processor"]
+    assert torch.backends.cpu.get_cpu_capability() in told
+    assert len(told) > len(torch.backends.cpu.get_cpu_capability())

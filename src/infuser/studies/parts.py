@@ -127,4 +127,6 @@ def determinants(settings: Any, environment: Mapping[str, Any]) -> dict[str, Any
     """Return what the results of all jobs of a study depend on besides their own number."""
     plain = asdict(settings)
     plain.pop("workers", None)  # where a job runs does not change what it gives
-    return {"settings": plain, "packages": environment["packages"], "system": environment["system"]}
+    # Folders of earlier versions do not tell their processor.
+    machine = {name: environment[name] for name in ("packages", "system", "processor") if name in environment}
+    return {"settings": plain, **machine}
