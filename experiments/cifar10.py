@@ -253,20 +253,18 @@ def restricted(part: Part, known: Sequence[str], probes: Sequence[str]) -> Part:
 
 def more(case: Case, held: dict[str, Any]) -> dict[str, Any]:
     """Return the results of a case with the arms that are finished since then."""
-    held = {
-        **held,
-        "missing": {spec.arm: held["missing"][spec.arm] for spec in case.arms if spec.arm in held["missing"]},
-    }
-    own = jobs(case, None, [0])
-    clean = finished(own)
-    queries = all_probes(case.world).queries if clean else ()
-    probes = [
-        queries.index(f"{i}->{target}") for i, target in zip(held["probes"], held["targets"], strict=True) if clean
-    ]
+    missing = {spec.arm: held["missing"][spec.arm] for spec in case.arms if spec.arm in held["missing"]}
+    held = {**held, "missing": missing}
     since = [spec for spec in case.arms if spec.arm not in held["arms"]]
+    own = jobs(case, None, [0])
+    clean = finished(own) if since else {}
+    if len(clean) < len(own):
+        return held
+    queries = all_probes(case.world).queries
+    probes = [queries.index(f"{i}->{target}") for i, target in zip(held["probes"], held["targets"], strict=True)]
     made = {spec: {q: found for q in probes if (found := whole(case, spec, q))} for spec in since}
-    arms = [spec for spec in since if probes and len(made[spec]) == len(probes)]
-    if len(clean) < len(own) or not arms:
+    arms = [spec for spec in since if len(made[spec]) == len(probes)]
+    if not arms:
         return held
     shared, known = pooled(clean, case, None, 0), [queries[q] for q in probes]
     parts = [restricted(shared, queries, known)]
@@ -287,13 +285,19 @@ def table() -> None:
     for file, names in FILES.items():
         path = RESULTS / f"{file}.json"
         held = read_json(path) if path.exists() else {}
-        found = {name: more(CASES[name], held[name]) if name in held else results(CASES[name]) for name in names}
-        found = {name: result for name, result in found.items() if result is not None}
-        if found == {name: held.get(name) for name in found}:
+        # The environment of the file is that of its first cases; later ones may be made on another machine.
+        found = {"environment": environment(), **held}
+        for name in names:
+            if name in held:
+                found[name] = more(CASES[name], held[name])
+            elif (result := results(CASES[name])) is not None:
+                found[name] = {**result, "environment": environment()}
+        if found == held or not {*names} & {*found}:
             continue
-        write_json(path, {**found, "environment": environment()})
-        for name, result in found.items():
-            print(f"\n{name}\n{summary(result)}")
+        write_json(path, found)
+        for name in names:
+            if found.get(name) != held.get(name):
+                print(f"\n{name}\n{summary(found[name])}")
 
 
 def main() -> None:
