@@ -245,7 +245,8 @@ def results(name: str) -> dict[str, Any] | None:
         "damping": read_json(RUNS / name / "damping.json"),
         "agreement": facts,
         "predicted": {arm: said([part.facts["predicted"] for part in of[arm]]) for arm in PREDICTS if arm in of},
-        "predicts": PREDICTS,
+        # Where training is too long, the last epoch is all that the exact choice and its edit go through.
+        "predicts": PREDICTS if case.whole else {**PREDICTS, "unrolled_chosen": "last_epoch"},
         "effects": {regime: effects(parts["clean"], of, arms, regime) for regime in parts["clean"].trials},
         "environment": made["environment"],
     }
