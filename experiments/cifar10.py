@@ -280,18 +280,24 @@ def more(case: Case, held: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def covers(result: Mapping[str, Any], held: Mapping[str, Any] | None) -> bool:
+    """Return whether a result has every probe and arm of the one that is held."""
+    return held is None or ({*held["probes"]} <= {*result["probes"]} and {*held["arms"]} <= {*result["arms"]})
+
+
 def table() -> None:
-    """Write the result files from what is finished; a case that is in its file already gets the arms that it lacks."""
+    """Write the result files from what is finished; a case whose models are gone stays, and gets the arms it lacks."""
     for file, names in FILES.items():
         path = RESULTS / f"{file}.json"
         held = read_json(path) if path.exists() else {}
         # The environment of the file is that of its first cases; later ones may be made on another machine.
         found = {"environment": environment(), **held}
         for name in names:
-            if name in held:
-                found[name] = more(CASES[name], held[name])
-            elif (result := results(CASES[name])) is not None:
+            result = results(CASES[name])
+            if result is not None and covers(result, held.get(name)):
                 found[name] = {**result, "environment": environment()}
+            elif name in held:
+                found[name] = more(CASES[name], held[name])
         if found == held or not {*names} & {*found}:
             continue
         write_json(path, found)
