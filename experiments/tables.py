@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from tables_cifar10 import PUBLISHED, beside_published, foretold, headline, published
+from tables_cifar10 import PUBLISHED, beside_published, foretold, headline, machines, published
 from tables_costs import agreement, cost, growth, models_a_minute, whole_run
 from tables_detection import WATCHED, detection, over_loss, removal
 from tables_f_ine import audit, consistency, fidelity, fidelity_points
@@ -23,6 +23,7 @@ PAGES = (
     "docs/detection.md",
     "docs/f_ine.md",
     "docs/performance.md",
+    "docs/reproducibility.md",
     "docs/unrolled.md",
     *(f"docs/guides/{name}.md" for name in ("attribute", "detect", "language")),
 )
@@ -102,6 +103,7 @@ PLACES: Mapping[str, Callable[[], str]] = {
     "cifar10": headline,
     "cifar10-foretold": foretold,
     "cifar10-beside": beside_published,
+    "machines": machines,
     **{f"cifar10-{name}": partial(published, f"cifar10_{name}") for name in PUBLISHED},
     "unrolled": unrolled,
     "unrolled-gain": unrolled_gain,

@@ -33,13 +33,14 @@ def published(name: str) -> str:
     told, arms, pairs = [], [], []
     for case, value in sorted(found.items(), key=lambda item: (item[1]["model"], item[1]["radius"], item[1]["seeds"])):
         order = "the order of the run" if value["seeds"] == [value["base_seed"]] else "another order (one seed)"
+        named = f"{case}: " if len(found) > 1 else ""
         told.append(
-            f"{MODELS[value['model']]}, {value['n_edited']} of {value['n_train']:,} documents edited within"
+            f"{named}{MODELS[value['model']]}, {value['n_edited']} of {value['n_train']:,} documents edited within"
             f" {value['radius']:g}/255 ({value['strategy']}), {len(value['probes'])} probes, replayed in {order}."
         )
         for regime, block in value["regimes"].items():
             victim, _, start = regime.rpartition(":")
-            where = f"{f'{case}, ' * (len(found) > 1)}{MODELS[victim or value['model']]}, {STARTS[start]}"
+            where = f"{named.replace(':', ',')}{MODELS[victim or value['model']]}, {STARTS[start]}"
             against = {(e["arm"], e["control"]): e for e in block["effects"]}
             edited = [arm for arm in block["arms"] if arm != "clean"]
             arms += [(f"{where}: {arm}", shown(against[arm, "clean"]), *_arm(value, regime, arm)) for arm in edited]
@@ -120,6 +121,18 @@ def beside_published() -> str:
             row = {"mean": gained.value, "ci95": gained.interval}
             body.append((f"{ours} - {theirs}", str(gained.n), shown(row)))
     return table(("", "probes", "log-odds"), body)
+
+
+def machines() -> str:
+    """Return how far clean models of one recipe and seed are apart on two machines."""
+    ours, theirs = (results("cifar10_horizon")[case]["foretold"] for case in ("horizon", "horizon-views"))
+    pairs = [(ours[regime]["clean_log_odds"], block["clean_log_odds"]) for regime, block in theirs.items()]
+    apart = np.array([[abs(one[probe] - other[probe]) for probe in other] for one, other in pairs])
+    return wrapped(
+        f"On CIFAR-10, ten epochs under one recipe and seed on two machines gave models whose log-odds differ by"
+        f" {apart.mean():.1f} in the mean and up to {apart.max():.1f} ({apart.shape[1]} probes, {len(apart)} ways to",
+        "retrain two architectures).",
+    )
 
 
 def _cases(name: str) -> dict[str, Any]:

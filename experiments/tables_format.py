@@ -65,9 +65,9 @@ def percent(row: Row) -> str:
     return f"{100 * row['value']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def two_places(value: float) -> str:
-    """Return .12."""
-    return _short(f"{value:.2f}")
+def two_places(value: float | None) -> str:
+    """Return .12, or a dash for what is not defined."""
+    return "–" if value is None else _short(f"{value:.2f}")
 
 
 def _short(number: str) -> str:
