@@ -141,12 +141,17 @@ def test_it_keeps_the_contract_of_perturbers():
     check_perturber(method, small.direction(), small.run(), small.images(), IDS)
 
 
-def test_a_weight_is_counted_once():
+def weighted(ids, weight):
+    """Return the images with another weight for some of them, and a model trained on them."""
     data = small.images()
     weights = np.ones(len(data))
-    weights[data.positions(IDS[:2])] = 3.0
+    weights[data.positions(ids)] = weight
     heavy = replace(data, weights=weights)
-    run = train(small.smooth, heavy, small.run().recipe)
+    return heavy, train(small.smooth, heavy, small.run().recipe)
+
+
+def test_a_weight_is_counted_once():
+    heavy, run = weighted(IDS[:2], 3.0)
     method = UnrolledPGD(Linf(1), PROBE, "scratch", steps=1)
     edit = perturb(method, small.direction(), run, heavy, ids=IDS)
 
@@ -159,16 +164,12 @@ def test_a_weight_is_counted_once():
     assert edit.gains.sum() == pytest.approx(measured, rel=0.05)
     bare = method.edit(small.direction(), run, heavy, IDS).gains.sum()
     assert abs(bare - measured) > 0.2 * abs(measured)
-    bounds = method.potential(small.direction(), run, heavy, IDS) * weights[data.positions(IDS)]
+    bounds = method.potential(small.direction(), run, heavy, IDS) * heavy.weights[heavy.positions(IDS)]
     np.testing.assert_allclose(bounds, edit.gains, rtol=0.05)
 
 
 def test_a_document_of_weight_zero_gains_nothing():
-    data = small.images()
-    weights = np.ones(len(data))
-    weights[data.positions(IDS[:1])] = 0.0
-    light = replace(data, weights=weights)
-    run = train(small.smooth, light, small.run().recipe)
+    light, run = weighted(IDS[:1], 0.0)
     method = UnrolledPGD(Linf(8), PROBE, "scratch", steps=1)
     gains = method.edit(small.direction(), run, light, IDS).gains
     bounds = method.potential(small.direction(), run, light, IDS)
