@@ -52,8 +52,11 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(VENV)/bin/infuser run digits --out runs/digits --overwrite
 
+# A worker that is lost ends the tests: with loadfile, pytest-xdist 3.8 waits for ever after it has replaced one. Ray ends
+# the process that drives it when its own daemons fail, so it has a process of its own, and nothing beside it.
 test: $(VENV)/.installed-dev
-	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(ONE_THREAD) $(PY) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
+	$(if $(ARGS),,$(ONE_THREAD) $(PY) -m pytest -m ray)
 
 test-slow: $(VENV)/.installed-dev
 	$(ONE_THREAD) $(PY) -m pytest -m slow $(ARGS)

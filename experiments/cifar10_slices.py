@@ -313,7 +313,7 @@ def _key(spec: Spec, q: int) -> str:
 
 @cache
 def _machine() -> dict[str, Any]:
-    return {name: environment()[name] for name in ("packages", "system")}
+    return {name: environment()[name] for name in ("packages", "system", "processor")}
 
 
 @cache

@@ -22,6 +22,7 @@ from infuser.testing import check_executor
 from tests.processes import once_killed
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'infuser[ray]'")
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ SWITCHES = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+PATIENCE = 300_000  # milliseconds: on a busy machine a browser starts slowly, which is no fault of a page
 needs_chromium = pytest.mark.skipif(
     not (CHROMIUM and find_spec("playwright")),
     reason="Chromium or playwright is missing: install it, or set INFUSER_CHROMIUM",
@@ -31,6 +32,7 @@ class Visit:
         self.page, self.path = page, path
         self.requests: list[str] = []
         self.messages: list[str] = []
+        page.set_default_timeout(PATIENCE)
         page.on("request", lambda r: self.requests.append(r.url))
         page.on("console", lambda m: self.messages.append(f"{m.type}: {m.text}"))
         page.on("pageerror", lambda e: self.messages.append(f"error: {e}"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.browsing import CHROMIUM, SWITCHES
+from tests.report.browsing import CHROMIUM, PATIENCE, SWITCHES
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +15,6 @@ def browser() -> Iterator[Any]:
     from playwright import sync_api
 
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(SWITCHES))
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(SWITCHES), timeout=PATIENCE)
         yield opened
         opened.close()
