@@ -6,8 +6,8 @@
 45,000 documents, 100 edited, TinyResNet, plain SGD at 0.01, batches of 16, ten epochs in one fixed order; the last
 epoch is replayed in another order (the published setting replays the same one: `original`). `run` makes what is
 missing of a case (see CASES) and can be stopped at any time; `table` writes results/cifar10_*.json from the probes that
-are finished in the first arm, and the arms that have them all; to a case that is there it adds the arms that it lacks
-(see cifar10_grow.py). Beside the effects stand those against placebo models: see cifar10_placebo.py.
+are finished in the first arm, and the arms that have them all; a case whose models are gone stays as it is. Beside the
+effects stand those against placebo models: see cifar10_placebo.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cifar10_grow import grown
 from cifar10_placebo import class_log_odds, foretold, placebo
 from cifar10_slices import (
     DAMPINGS,
@@ -35,7 +34,6 @@ from cifar10_slices import (
     data,
     edits,
     finished,
-    judged,
     outcomes,
     study_of,
 )
@@ -251,42 +249,13 @@ def restricted(part: Part, known: Sequence[str], probes: Sequence[str]) -> Part:
     return replace(part, trials=trials)
 
 
-def more(case: Case, held: dict[str, Any]) -> dict[str, Any]:
-    """Return the results of a case with the arms that are finished since then."""
-    missing = {spec.arm: held["missing"][spec.arm] for spec in case.arms if spec.arm in held["missing"]}
-    held = {**held, "missing": missing}
-    since = [spec for spec in case.arms if spec.arm not in held["arms"]]
-    own = jobs(case, None, [0])
-    clean = finished(own) if since else {}
-    if len(clean) < len(own):
-        return held
-    queries = all_probes(case.world).queries
-    probes = [queries.index(f"{i}->{target}") for i, target in zip(held["probes"], held["targets"], strict=True)]
-    made = {spec: {q: found for q in probes if (found := whole(case, spec, q))} for spec in since}
-    arms = [spec for spec in since if len(made[spec]) == len(probes)]
-    if not arms:
-        return held
-    shared, known = pooled(clean, case, None, 0), [queries[q] for q in probes]
-    parts = [restricted(shared, queries, known)]
-    parts += [restricted(pooled(made[spec][q], case, spec, q), queries, known) for spec in arms for q in probes]
-    return grown(
-        held,
-        {name: Trials.concat([part.trials[name] for part in parts]) for name in shared.trials},
-        {name: class_log_odds(rows) for name, rows in shared.trials.items()},
-        {spec.arm: told(spec, edits([spec], probes)) for spec in arms},
-        {name: placebos(case, made, name) for name in shared.trials},
-        judged(data(case.world)[1]),
-        [spec.arm for spec in case.arms],
-    )
-
-
 def covers(result: Mapping[str, Any], held: Mapping[str, Any] | None) -> bool:
     """Return whether a result has every probe and arm of the one that is held."""
     return held is None or ({*held["probes"]} <= {*result["probes"]} and {*held["arms"]} <= {*result["arms"]})
 
 
 def table() -> None:
-    """Write the result files from what is finished; a case whose models are gone stays, and gets the arms it lacks."""
+    """Write the result files from what is finished; a case whose models are gone stays."""
     for file, names in FILES.items():
         path = RESULTS / f"{file}.json"
         held = read_json(path) if path.exists() else {}
@@ -296,8 +265,6 @@ def table() -> None:
             result = results(CASES[name])
             if result is not None and covers(result, held.get(name)):
                 found[name] = {**result, "environment": environment()}
-            elif name in held:
-                found[name] = more(CASES[name], held[name])
         if found == held or not {*names} & {*found}:
             continue
         write_json(path, found)
