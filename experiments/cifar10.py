@@ -31,7 +31,6 @@ from cifar10_slices import (
     Outcome,
     Spec,
     all_probes,
-    data,
     edits,
     finished,
     outcomes,
