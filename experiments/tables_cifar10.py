@@ -107,7 +107,10 @@ def headline() -> str:
 
 
 def beside_published() -> str:
-    """Return the effects of storable edits minus those of the published setting, on the same probes, in log-odds."""
+    """Return the effects of storable edits minus those of the published setting, on the same probes, in log-odds.
+
+    Of cases of one machine, that is of one base model.
+    """
 
     def per_probe(value: Any) -> Mapping[str, float]:
         found: Mapping[str, float] = value["regimes"]["last_epoch"]["per_probe"]["edit"]
@@ -116,6 +119,8 @@ def beside_published() -> str:
     body = []
     for theirs, value in _cases("cifar10_original").items():
         for ours, other in (pair for file in ("r8", "r12") for pair in _cases(f"cifar10_{file}").items()):
+            if other.get("environment") != value.get("environment"):
+                continue
             gains = [per_probe(other)[probe] - effect for probe, effect in per_probe(value).items()]
             gained = mean_estimate(np.array(gains))
             row = {"mean": gained.value, "ci95": gained.interval}
