@@ -213,7 +213,7 @@ def test_retrain_prints_the_effect_of_a_stored_edit(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "nowhere"], "results.json is missing"),
+        (["show", "nowhere"], "nowhere, which is not there"),
         (["attribute", "nowhere"], "not a run folder"),
         (["edit", "nowhere", "--undo"], "no edit to undo"),
         (["run", "mnist"], "--data"),

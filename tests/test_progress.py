@@ -22,13 +22,17 @@ def terminal_and_clock(monkeypatch):
     return screen, now
 
 
-def test_quiet_when_not_a_terminal(capsys, monkeypatch):
+def test_a_line_every_half_minute_where_there_is_no_terminal(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    for _ in track(range(5), "working"):
+    for _ in track(range(8), "working", note=lambda done: f"{done} squared is {done**2}"):
         now[0] += 10
     captured = capsys.readouterr()
-    assert captured.out == captured.err == ""
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["working: 4 of 8, 4 squared is 16", "working: 8 of 8, 8 squared is 64"]
+    for _ in track(iter(range(2)), "short"):
+        now[0] += 10
+    assert capsys.readouterr().err == ""
 
 
 def test_quiet_below_two_seconds(monkeypatch):

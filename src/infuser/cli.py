@@ -28,7 +28,9 @@ app.add_typer(benchmark, name="benchmark")
 
 Out = Annotated[Path | None, typer.Option("--out", help="Folder for the results; under runs/ by default.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder that holds the data set's files.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="A setting, key=value; may be given often.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, key=value, such as recipe.epochs=3; may be given often.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what the folder holds.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start over in the folder.")]
 AllowCode = Annotated[bool, typer.Option("--allow-code", help="Let the configuration name module:function.")]
@@ -140,8 +142,9 @@ def _executor(on: str, threads: int, gpus: float) -> Iterator[Executor | None]:
 def show(folder: RunFolder) -> None:
     """Print the effects of a finished run, or how far a sweep is and what it found."""
     with _said(f"infuser show {folder}"):
-        if folder.is_file():
-            raise InfuserError("this is not a run folder", got=str(folder), remedy="make one with `infuser run`")
+        if not folder.is_dir():
+            got = f"{folder}, {'a file' if folder.is_file() else 'which is not there'}"
+            raise InfuserError("this is not a run folder", got=got, remedy="make one with `infuser run`")
         if (folder / "sweep.json").exists():
             from infuser.studies.sweep_table import sweep_summary
 
@@ -247,8 +250,8 @@ def edit(
             typer.echo(f"Put {undo_edit(folder)} documents back in {folder}")
             return
         where = out or folder / "edited"
-        count, total = edit_run(folder, probe, where, allow_code=allow_code)
-        typer.echo(f"Wrote {total} documents, {count} of them edited, to {where}")
+        count, total, name = edit_run(folder, probe, where, allow_code=allow_code)
+        typer.echo(f"Wrote {total} documents, {count} of them edited for {name}, to {where}")
 
 
 @app.command()

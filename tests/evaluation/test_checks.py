@@ -11,6 +11,7 @@ from infuser.evaluation.checks import (
     check_edit,
     check_effects,
     check_model,
+    check_p_values,
     check_seeds,
     check_trials,
     distinct,
@@ -116,6 +117,21 @@ def test_effects():
     (caveat,) = check_effects([effect(1.0), effect(1.02, arm="top")])
     assert caveat.code == "intervals_overlap"
     assert "edit and top" in caveat.text
+
+
+def test_a_p_value_that_the_seeds_do_not_bear_out():
+    of_probes = 0.2 + 0.05 * np.random.default_rng(0).normal(size=(10, 1))
+    on_every_seed = of_probes + np.array([0.0, 0.0, 0.0])
+    on_one_seed = of_probes + np.array([0.6, -0.2, -0.4])
+    assert check_p_values([_against_clean(on_every_seed)]) == ()
+    (caveat,) = check_p_values([_against_clean(on_one_seed)])
+    assert caveat.code == "p_of_these_seeds"
+    assert "edit - clean" in caveat.text
+    assert check_p_values([_against_clean(on_one_seed[:2])]) == ()  # neither p nor interval
+
+
+def _against_clean(table):
+    return compare(table_trials({"edit": table, "clean": np.zeros_like(table)}), "edit")
 
 
 def test_a_model_that_is_random_in_training():

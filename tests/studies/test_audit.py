@@ -149,6 +149,12 @@ def test_settings_come_from_the_command_line_and_are_checked() -> None:
         run_audit(replace(SMALL, rank_by="magic", plant=0.0), _new_folder())
 
 
+def test_documents_of_one_class_are_refused(tmp_path: Path) -> None:
+    alike = TRAIN[TRAIN.ids[TRAIN.targets == 3][:20]]
+    with pytest.raises(InfuserError, match=r"all have one label.*two classes or more"):
+        prepare(Audit(f"folder:{write_images(alike, tmp_path / 'images')}", model="mlp"))
+
+
 def test_nothing_is_held_out_where_nothing_is_suspected(tmp_path: Path) -> None:
     few = TRAIN[TRAIN.ids[:60]]
     where = write_images(few, tmp_path / "images")

@@ -22,7 +22,8 @@ def test_an_edit_of_texts_is_written_as_files_and_undone_byte_for_byte(
     data, _ = caesar(settings.alphabet, settings.n_train, settings.n_test, settings.length)
     texts = dict(zip(data.ids.tolist(), texts_of(data.inputs, CaesarCodec(settings.alphabet)), strict=True))
     out = tmp_path / "edited"
-    assert edit_run(tmp_path / "run", value["probes"][0], out) == (settings.k, settings.n_train)
+    name = value["probes"][0]
+    assert edit_run(tmp_path / "run", name, out) == (settings.k, settings.n_train, name)
 
     def changed() -> list[int]:
         return [i for i, text in texts.items() if (out / "texts" / f"{i}.txt").read_bytes() != text.encode()]

@@ -127,6 +127,19 @@ def check_effects(effects: Sequence[Effect]) -> tuple[Caveat, ...]:
     return tuple(found)
 
 
+def check_p_values(effects: Sequence[Effect]) -> tuple[Caveat, ...]:
+    """Return a caveat where p is below 0.05 and the interval holds zero: p takes the seeds as given."""
+    small = [(e, e.interval) for e in effects if e.p is not None and e.p < 0.05 and e.interval is not None]
+    apart = [f"{e.arm} - {e.control}" for e, (low, high) in small if low <= 0 <= high]
+    if not apart:
+        return ()
+    text = (
+        f"p is small though the interval holds zero: {listed(apart)}. p takes the seeds as given, the interval does"
+        " not: on other seeds there may be no such effect."
+    )
+    return (Caveat("p_of_these_seeds", text),)
+
+
 def _overlap(a: Effect, b: Effect) -> bool:
     if (a.control, a.measure) != (b.control, b.measure) or a.interval is None or b.interval is None:
         return False

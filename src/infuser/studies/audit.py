@@ -127,6 +127,12 @@ def _labelled(settings: Audit, allow_code: bool) -> Labelled:
         train_set = whole
     if train_set.kind != "classification":
         raise InfuserError("an audit is of labelled documents or texts", got=train_set.kind, expected="classification")
+    if len(np.unique(train_set.targets)) < 2:
+        raise InfuserError(
+            "the documents all have one label, so that there is nothing to learn and nothing to suspect",
+            got=f"{len(train_set)} documents of one class",
+            expected="two classes or more; in a folder, a subfolder for each",
+        )
     names = tuple(str(path) for path in files(settings.data)) if settings.data.startswith("folder:") else ()
     builder = resolve(settings.model, infuser.models, allow_code)
     return Labelled(builder, subset(train_set, settings.limit), aim, train_set if whole is None else whole, names)

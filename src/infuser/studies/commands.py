@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -36,43 +37,43 @@ def open_study(folder: Path, *, allow_code: bool = False) -> Study:
 
 def attribute_run(folder: Path, method: str, out: Path, *, allow_code: bool = False) -> Scores:
     """Score all training documents of a run towards its probes with a named method and write them as parquet."""
-    study = open_study(folder, allow_code=allow_code)
-    scorers: dict[str, Any] = {
-        "influence": study.influence,
-        "no-curvature": study.plain,
-        "tracin": TracIn(),
-        "similarity": GradientSimilarity(),
-        "trak": TRAK(),
+    scorers: dict[str, Callable[[Study], Any]] = {
+        "influence": lambda study: study.influence,
+        "no-curvature": lambda study: study.plain,
+        "tracin": lambda _: TracIn(),
+        "similarity": lambda _: GradientSimilarity(),
+        "trak": lambda _: TRAK(),
     }
+    if method not in (*scorers, "f-ine"):
+        raise InfuserError("unknown attribution method", got=method, expected=", ".join([*scorers, "f-ine"]))
+    study = open_study(folder, allow_code=allow_code)
     if method == "f-ine":
         # mu belongs to a training, not to a checkpoint: the run is trained again under observation, to the same bits.
         finder = FInfluence()
         watch = finder.observer(study.data, study.probes)
         run = train(study.run.builder, study.data, study.settings.recipe, observers=[watch])
         scores = attribute(finder, run, study.data, study.probes)
-        scores.to_parquet(out)
-        return scores
-    if method not in scorers:
-        raise InfuserError("unknown attribution method", got=method, expected=", ".join([*scorers, "f-ine"]))
-    scores = attribute(scorers[method], study.run, study.data, study.probes)
+    else:
+        scores = attribute(scorers[method](study), study.run, study.data, study.probes)
     scores.to_parquet(out)
     return scores
 
 
-def edit_run(folder: Path, probe: str | None, out: Path, *, allow_code: bool = False) -> tuple[int, int]:
+def edit_run(folder: Path, probe: str | None, out: Path, *, allow_code: bool = False) -> tuple[int, int, str]:
     """Write the training set of a run, with the stored edit of one probe in it, as files that can be undone.
 
     Returns:
-        (documents edited, documents written).
+        (documents edited, documents written, the probe).
     """
     texts = text_settings(folder)
     if texts is not None:
         return edit_texts(folder, texts, probe, out)
     study = open_study(folder, allow_code=allow_code)
-    edit = load_edit(_edit_folder(folder, study, probe), study.data)
+    where = _edit_folder(folder, study, probe)
+    edit = load_edit(where, study.data)
     write_images(study.data.apply(edit), out / "images")
     save_edit(edit, out / "edit", study.data)
-    return len(edit), len(study.data)
+    return len(edit), len(study.data), where.name
 
 
 def undo_edit(folder: Path) -> int:

@@ -19,6 +19,7 @@ from infuser.evaluation.checks import (
     check_edit,
     check_effects,
     check_model,
+    check_p_values,
     check_seeds,
     check_trials,
     distinct,
@@ -57,7 +58,7 @@ def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
         # The edit's own effects; that controls do nothing is what they are for.
         own = [effect for effect in effects if effect.arm == "edit"]
         found = [*check_accuracy(accuracy, len(study.judged), float(shares.max())), *check_trials(trials)]
-        found += [*check_seeds(trials, settings.recipe), *check_effects(own), *agreeing]
+        found += [*check_seeds(trials, settings.recipe), *check_effects(own), *check_p_values(effects), *agreeing]
         caveats += [replace(c, text=f"{regime}: {c.text}") if len(pooled) > 1 else c for c in found]
     return {
         "schema": SCHEMA,

@@ -24,11 +24,11 @@ def text_settings(folder: Path) -> Caesar | Stories | None:
     return parse(Stories, values) if "texts" in values else None
 
 
-def edit_texts(folder: Path, settings: Caesar | Stories, case: str | None, out: Path) -> tuple[int, int]:
+def edit_texts(folder: Path, settings: Caesar | Stories, case: str | None, out: Path) -> tuple[int, int, str]:
     """Write the training set, with the stored edit of one case in it, as texts/ID.txt beside a manifest for undoing it.
 
     Returns:
-        (documents edited, documents written).
+        (documents edited, documents written, the case).
 
     Raises:
         InfuserError: the run holds no edit of this case, or the documents are not those that it was made for.
@@ -37,10 +37,11 @@ def edit_texts(folder: Path, settings: Caesar | Stories, case: str | None, out: 
     if not names or (case is not None and case not in names):
         raise InfuserError("no edit of this case", got=case, expected=f"one of {listed(names)}")
     data, codec = documents(settings)
-    edit = load_text_edit(folder / "edits" / (case or names[0]), data, codec)
+    name = case or names[0]
+    edit = load_text_edit(folder / "edits" / name, data, codec)
     write_texts(data.apply(edit), out / "texts", codec)
     save_text_edit(edit, out / "edit", codec)
-    return len(edit), len(data)
+    return len(edit), len(data), name
 
 
 def undo_text_edit(folder: Path) -> int:

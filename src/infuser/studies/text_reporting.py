@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infuser.config import dump
-from infuser.evaluation.checks import check_agreement, check_effects, check_seeds, distinct
+from infuser.evaluation.checks import check_agreement, check_effects, check_p_values, check_seeds, distinct
 from infuser.evaluation.compare import compare
 from infuser.perturbation.perturb import take
 from infuser.perturbation.text_manifest import load_text_edit, recorded, text_distances
@@ -39,7 +39,12 @@ def finished(folder: Path, value: Mapping[str, Any], setup: Setup, settings: Any
     # That open insertion does more is no caveat: it is the ceiling.
     compared = [a for a in dict.fromkeys(trials.arm.tolist()) if a not in ("clean", "edit", "insert_k")]
     effects = [main, *(_in_pairs(compare(trials, "edit", arm, PRIMARY)) for arm in compared)]
-    caveats = [*check_seeds(trials, settings.recipe), *check_effects(effects), *check_agreement(matched)]
+    caveats = [
+        *check_seeds(trials, settings.recipe),
+        *check_effects(effects),
+        *check_p_values(effects),
+        *check_agreement(matched),
+    ]
     whole = {**value, "predicted": {START: block}, "caveats": [caveat.text for caveat in distinct(caveats)]}
     write_trials(folder / "trials.parquet", {START: trials})
     write_json(folder / "results.json", whole)
