@@ -77,9 +77,9 @@ def _effects(parts: Sequence[object]) -> Section | None:
     if len([r for r in regimes if r.name]) > 1:
         blocks.insert(0, _across(regimes))
     lead = (
-        "Each row is an arm: training data prepared in one way (placebo: models edited for other probes). The zero line "
-        "is the control, the diamond the mean difference, the bar its 95 % interval, each point one probe averaged over "
-        "seeds. p takes the seeds as given, the interval does not."
+        "Each row is an arm: training data prepared in one way (placebo: models edited for other probes). The zero "
+        "line is the control, the diamond the mean difference, the bar its 95 % interval, each point one probe "
+        "averaged over seeds. p takes the seeds as given, the interval does not."
     )
     return Section("effect", "Effect of each arm", blocks, lead)
 
