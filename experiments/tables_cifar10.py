@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,31 +28,59 @@ MODELS = {"tiny_resnet": "TinyResNet", "simple_cnn": "SimpleCNN"}
 
 
 def published(name: str) -> str:
-    """Return what a CIFAR-10 file says of each arm against clean, and of arms against each other."""
+    """Return what a CIFAR-10 file says of each arm against clean, and of arms against each other.
+
+    Cases with arms to compare have tables of their own, since nothing is compared across cases; others share one.
+    """
     found = _cases(name)
-    told, arms, pairs = [], [], []
-    for case, value in sorted(found.items(), key=lambda item: (item[1]["model"], item[1]["radius"], item[1]["seeds"])):
-        order = "the order of the run" if value["seeds"] == [value["base_seed"]] else "another order (one seed)"
-        named = f"{case}: " if len(found) > 1 else ""
-        told.append(
-            f"{named}{MODELS[value['model']]}, {value['n_edited']} of {value['n_train']:,} documents edited within"
-            f" {value['radius']:g}/255 ({value['strategy']}), {len(value['probes'])} probes, replayed in {order}."
-        )
-        for regime, block in value["regimes"].items():
-            victim, _, start = regime.rpartition(":")
-            where = f"{named.replace(':', ',')}{MODELS[victim or value['model']]}, {STARTS[start]}"
-            against = {(e["arm"], e["control"]): e for e in block["effects"]}
-            edited = [arm for arm in block["arms"] if arm != "clean"]
-            arms += [(f"{where}: {arm}", shown(against[arm, "clean"]), *_arm(value, regime, arm)) for arm in edited]
-            for (arm, control), effect in against.items():
-                if control in VIEWS:  # the edit is what they are compared with
-                    pairs.append((f"{where}: {control} - {arm}", shown(_turned(effect))))
-                elif control != "clean":
-                    pairs.append((f"{where}: {arm} - {control}", shown(effect)))
+    order = sorted(found, key=lambda case: (found[case]["model"], found[case]["radius"], found[case]["seeds"]))
+    told = {case: f"{case}: {_told(found[case])}" if len(found) > 1 else _told(found[case]) for case in order}
+    apart = any(len(found[case]["arms"]) > 1 for case in order)
+    if apart or len(order) == 1:
+        return "\n".join(f"{wrapped(told[case])}\n{_tables(_arms(found[case]), _pairs(found[case]))}" for case in order)
+    arms = [(f"{case}, {row[0]}", *row[1:]) for case in order for row in _arms(found[case])]
+    return f"{wrapped(*told.values())}\n{_tables(arms, [])}"
+
+
+def _told(value: Any) -> str:
+    order = "the order of the run" if value["seeds"] == [value["base_seed"]] else "another order (one seed)"
+    return (
+        f"{MODELS[value['model']]}, {value['n_edited']} of {value['n_train']:,} documents edited within"
+        f" {value['radius']:g}/255 ({value['strategy']}), {len(value['probes'])} probes, replayed in {order}."
+    )
+
+
+def _tables(arms: list[tuple[str, ...]], pairs: list[tuple[str, ...]]) -> str:
     head = ("against clean", "log-odds", "against placebos, above all of them", "probability", "median", "raised")
-    head = (*head, "flips", "accuracy, points", "SSIM")
-    tables = [wrapped(*dict.fromkeys(told)), table(head, arms)]
+    tables = [table((*head, "flips", "accuracy, points", "SSIM"), arms)]
     return "\n".join([*tables, table(("against another arm", "log-odds"), pairs)] if pairs else tables)
+
+
+def _arms(value: Any) -> list[tuple[str, ...]]:
+    rows = []
+    for regime, where, block in _regimes(value):
+        against = {effect["arm"]: effect for effect in block["effects"] if effect["control"] == "clean"}
+        edited = [arm for arm in block["arms"] if arm != "clean"]
+        rows += [(f"{where}: {arm}", shown(against[arm]), *_arm(value, regime, arm)) for arm in edited]
+    return rows
+
+
+def _pairs(value: Any) -> list[tuple[str, ...]]:
+    rows = []
+    for _, where, block in _regimes(value):
+        for effect in block["effects"]:
+            arm, control = effect["arm"], effect["control"]
+            if control in VIEWS:  # the edit is what they are compared with
+                rows.append((f"{where}: {control} - {arm}", shown(_turned(effect))))
+            elif control != "clean":
+                rows.append((f"{where}: {arm} - {control}", shown(effect)))
+    return rows
+
+
+def _regimes(value: Any) -> Iterator[tuple[str, str, Any]]:
+    for regime, block in value["regimes"].items():
+        victim, _, start = regime.rpartition(":")
+        yield regime, f"{MODELS[victim or value['model']]}, {STARTS[start]}", block
 
 
 def _arm(value: Any, regime: str, arm: str) -> tuple[str, ...]:
