@@ -115,13 +115,16 @@ CASES = {
     # made for the very SimpleCNN whose last epoch is trained again: there it is no transfer.
     "horizon": Case((PLAIN, CHECKPOINTS), (0, 5), tuple(RECIPES), 7, ("last_epoch", "half", "scratch")),
     "horizon-views": Case((PLAIN, SEEDS, ARCHITECTURES, COURSE), (0, 5), tuple(RECIPES), 7, ("last_epoch", "scratch")),
+    # The two largest differences of horizon-views, asked again of probes and of a seed that have not been looked at.
+    "fresh-seeds": Case((PLAIN, SEEDS), (5, 15), ("tiny_resnet",), 9, ("scratch",)),
+    "fresh-architectures": Case((PLAIN, ARCHITECTURES), (5, 15), ("simple_cnn",), 9, ("scratch",)),
 }
 FILES = {
     "cifar10_damping": tuple(name for name in CASES if name.startswith("damping")),
     "cifar10_r8": ("r8", "r8-rivals"),
     "cifar10_r12": ("r12",),
     "cifar10_original": ("original", "original-other-order"),
-    "cifar10_horizon": ("horizon", "horizon-views"),
+    "cifar10_horizon": ("horizon", "horizon-views", "fresh-seeds", "fresh-architectures"),
     "cifar10_transfer": tuple(name for name in CASES if "cnn" in name),
 }
 
