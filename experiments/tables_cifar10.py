@@ -10,6 +10,7 @@ from tables_format import (
     Row,
     clipped_ends,
     ends_of,
+    p_value,
     results,
     row_of,
     share,
@@ -19,7 +20,7 @@ from tables_format import (
     wrapped,
 )
 
-from infuser.evaluation.stats import mean_estimate
+from infuser.evaluation.stats import holm, mean_estimate
 
 STARTS = {"last_epoch": "last epoch", "half": "half of the epochs", "scratch": "from scratch"}
 PUBLISHED = ("r8", "r12", "original", "transfer", "horizon")  # cases of CIFAR-10 that have results
@@ -53,7 +54,9 @@ def _told(value: Any) -> str:
 def _tables(arms: list[tuple[str, ...]], pairs: list[tuple[str, ...]]) -> str:
     head = ("against clean", "log-odds", "against placebos, above all of them", "probability", "median", "raised")
     tables = [table((*head, "flips", "accuracy, points", "SSIM"), arms)]
-    return "\n".join([*tables, table(("against another arm", "log-odds"), pairs)] if pairs else tables)
+    if pairs:
+        tables.append(table(("against another arm", "log-odds", "p, adjusted for this table"), pairs))
+    return "\n".join(tables)
 
 
 def _arms(value: Any) -> list[tuple[str, ...]]:
@@ -66,15 +69,16 @@ def _arms(value: Any) -> list[tuple[str, ...]]:
 
 
 def _pairs(value: Any) -> list[tuple[str, ...]]:
-    rows = []
-    for _, where, block in _regimes(value):
-        for effect in block["effects"]:
-            arm, control = effect["arm"], effect["control"]
-            if control in VIEWS:  # the edit is what they are compared with
-                rows.append((f"{where}: {control} - {arm}", shown(_turned(effect))))
-            elif control != "clean":
-                rows.append((f"{where}: {arm} - {control}", shown(effect)))
-    return rows
+    found = [(where, e) for _, where, block in _regimes(value) for e in block["effects"] if e["control"] != "clean"]
+    adjusted = holm([effect["p"] for _, effect in found])
+    return [(*_pair(where, effect), p_value(p)) for (where, effect), p in zip(found, adjusted, strict=True)]
+
+
+def _pair(where: str, effect: Row) -> tuple[str, str]:
+    arm, control = effect["arm"], effect["control"]
+    if control in VIEWS:  # the edit is what they are compared with
+        return f"{where}: {control} - {arm}", shown(_turned(effect))
+    return f"{where}: {arm} - {control}", shown(effect)
 
 
 def _regimes(value: Any) -> Iterator[tuple[str, str, Any]]:

@@ -70,6 +70,11 @@ def two_places(value: float | None) -> str:
     return "–" if value is None else _short(f"{value:.2f}")
 
 
+def p_value(p: float) -> str:
+    """Return .0029: two digits that count, since a p-value is never 0."""
+    return _short(f"{p:.2g}")
+
+
 def _short(number: str) -> str:
     """Return 0.5 as .5 and -0.5 as -.5."""
     return re.sub(r"^(-?)0\.", r"\1.", number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -220,24 +220,14 @@ def holm(p: Sequence[float]) -> Array:
     >>> holm([0.01, 0.04, 0.03]).tolist()
     [0.03, 0.06, 0.06]
     """
-    values = _probabilities(p)
+    values = np.asarray(p, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise InfuserError("p-values lie in [0, 1]", got=listed(values.tolist()))
     order = np.argsort(values, kind="stable")
     factors = len(values) - np.arange(len(values))
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(values[order] * factors))
     return adjusted
-
-
-def benjamini_hochberg(p: Sequence[float]) -> Array:
-    """Return p-values adjusted by Benjamini and Hochberg: the share of false rejections stays below the level."""
-    return cast(Array, stats.false_discovery_control(_probabilities(p), method="bh"))
-
-
-def _probabilities(p: Sequence[float]) -> Array:
-    values = np.asarray(p, dtype=np.float64)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise InfuserError("p-values lie in [0, 1]", got=listed(values.tolist()))
-    return values
 
 
 def finite(values: Any) -> Array:
