@@ -97,9 +97,6 @@ PLAIN = Spec(radius=12, damping=DAMPING, world="small")
 CHECKPOINTS, SEEDS, ARCHITECTURES = (
     replace(PLAIN, arm=name, views=name) for name in ("checkpoints", "seeds", "architectures")
 )
-# Direction and choice of documents over the course of the run: in unrolled.json the highest mean from scratch among the
-# edits that need no replay of training, ahead of EK-FAC's own potential, and of post_edit not beyond chance.
-COURSE = replace(CHECKPOINTS, arm="course", select="potential")
 # A case is made on one machine. Another one rounds otherwise, so that the same recipe and seed give other base models:
 # arms that were added there are a case of their own, with the edit again (r8-rivals, horizon-views).
 CASES = {
@@ -114,7 +111,7 @@ CASES = {
     # A seed that no view has, else the victim would be one of the models that the edit was made for. `architectures` is
     # made for the very SimpleCNN whose last epoch is trained again: there it is no transfer.
     "horizon": Case((PLAIN, CHECKPOINTS), (0, 5), tuple(RECIPES), 7, ("last_epoch", "half", "scratch")),
-    "horizon-views": Case((PLAIN, SEEDS, ARCHITECTURES, COURSE), (0, 5), tuple(RECIPES), 7, ("last_epoch", "scratch")),
+    "horizon-views": Case((PLAIN, SEEDS, ARCHITECTURES), (0, 5), tuple(RECIPES), 7, ("last_epoch", "scratch")),
     # The two largest differences of horizon-views, asked again of probes and of a seed that have not been looked at.
     "fresh-seeds": Case((PLAIN, SEEDS), (5, 15), ("tiny_resnet",), 9, ("scratch",)),
     "fresh-architectures": Case((PLAIN, ARCHITECTURES), (5, 15), ("simple_cnn",), 9, ("scratch",)),

@@ -75,18 +75,17 @@ class Spec:
         method: pgd and gradient_matching edit; noise and insert_k copy the edit of `radius` and `damping`.
         model: that it is made with.
         radius: of the Linf ball, in 1/255.
-        select: of the documents; post_edit screens `SCREENED` of them, potential looks at all.
+        select: of the documents; post_edit screens `SCREENED` of them.
         damping: of the direction.
         world: what it is made in, see WORLDS; in `original` 50 steps of 0.255/255 and f = log p as published.
-        views: further models that the edit is to move, see `views_of`; its documents are those of the plain edit, or
-            by potential those where the mean of all models promises most.
+        views: further models that the edit is to move, see `views_of`; its documents are those of the plain edit.
     """
 
     arm: str = "edit"
     method: Method = "pgd"
     model: str = "tiny_resnet"
     radius: float = 8
-    select: Literal["post_edit", "top", "potential"] = "post_edit"
+    select: Literal["post_edit", "top"] = "post_edit"
     damping: Damping = DEFAULT
     world: str = "full"
     views: Literal["none", "checkpoints", "seeds", "architectures"] = "none"
@@ -207,7 +206,6 @@ def _edit(spec: Spec, q: int) -> Edit:
     direction = influence_of(spec.model, spec.damping, spec.world).direction(run, probe)
     if spec.views != "none":
         method = replace(method, views=views_of(spec, probe))
-    if spec.views != "none" and spec.select != "potential":
         plain = _edit_of(replace(spec, arm="edit", views="none"), q)
         return perturb(method, direction, run, documents, ids=plain.ids)
     select = PostEdit(pool=POOL, screened=SCREENED) if spec.select == "post_edit" else spec.select

@@ -24,7 +24,7 @@ from infuser.evaluation.stats import holm, mean_estimate
 
 STARTS = {"last_epoch": "last epoch", "half": "half of the epochs", "scratch": "from scratch"}
 PUBLISHED = ("r8", "r12", "original", "transfer", "horizon")  # cases of CIFAR-10 that have results
-VIEWS = ("checkpoints", "seeds", "architectures", "course")  # arms whose directions are averaged
+VIEWS = ("checkpoints", "seeds", "architectures")  # arms whose directions are averaged
 MODELS = {"tiny_resnet": "TinyResNet", "simple_cnn": "SimpleCNN"}
 
 
