@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from infuser.curvature import captures, collect, find_layers, fit_ekfac, verify
+from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
 from infuser.params import trainable
 from infuser.tasks import losses, task_of
@@ -165,9 +167,51 @@ def test_documents_off_the_first_axis_are_refused(tokens):
         verify(model, trainable(model), task_of(data), data.batch([0, 1]), find_layers(model))
 
 
-def test_as_many_documents_as_tokens_is_no_ambiguity():
-    """Positions (T,) are told from one id per document (B,) by counting up."""
-    run, data = case("gpt", n=6)
+class Patches(nn.Module):
+    """Learnt rows and columns of a grid: ids that all documents share and that do not count up."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.head = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.rows, self.columns = nn.Embedding(3, 3), nn.Embedding(2, 3)
+
+    def forward(self, x):
+        place = torch.arange(x.shape[1])
+        return self.head(torch.tanh(self.linear(x) + self.rows(place // 2) + self.columns(place % 2)).sum(1))
+
+
+class Category(nn.Module):
+    """A category for each document, beside numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(6, 3), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(torch.cat([self.table(x[:, 0].long()), x[:, 1:]], 1))
+
+
+@pytest.mark.parametrize("documents", [1, 2, 3, 6])
+@pytest.mark.parametrize("tokens", [2, 6])
+def test_ids_of_positions_belong_to_all_documents_however_many_there_are(tokens, documents):
+    data = dataset((tokens, 3))
+    model = run_of(Patches, data).model()
+    verify(model, trainable(model), task_of(data), data.batch(range(documents)), find_layers(model))
+
+
+@pytest.mark.parametrize("documents", [1, 2, 3, 6])
+@pytest.mark.parametrize("categories", [range(6), (3, 1, 4, 1, 5, 2)])
+def test_ids_of_documents_are_theirs_even_where_they_count_up(categories, documents):
+    numbers = dataset((3,))
+    x = np.column_stack([np.array(categories), numbers.inputs[:, 1:]])
+    data = Dataset(x, numbers.targets, "classification", 3)
+    model = run_of(Category, data).model()
+    verify(model, trainable(model), task_of(data), data.batch(range(documents)), find_layers(model))
+
+
+@pytest.mark.parametrize("name", ["gpt", "bag"])
+def test_as_many_documents_as_tokens_is_no_ambiguity(name):
+    run, data = case(name, n=6)
     model = run.model()
     assert data.inputs.shape == (6, 6)
     verify(model, trainable(model), task_of(data), data.batch(range(6)), find_layers(model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +51,7 @@ class _Call:
     x: Tensor
     edge: GradientEdge
     shape: tuple[int, ...]
+    unclear: bool  # one id for each document, or one for each of as many positions
 
 
 def collect(
@@ -84,8 +85,7 @@ def captures(
     """Yield what `collect` returns for each of cotangents(outputs): one forward pass, one backward pass each."""
     detached = {name: value.detach() for name, value in params.items()}
     with torch.enable_grad(), _eval_mode(model):
-        with _recording(model, layers, len(batch)) as calls:
-            outputs = functional_call(model, detached, (task.feed(batch.inputs),))
+        outputs, calls = _recorded(model, detached, task.feed(batch.inputs), layers)
         _require_called(layers, calls)
         losses = task.loss(outputs, batch.targets)
         wanted = list(cotangents(outputs.detach()))
@@ -119,9 +119,36 @@ def _in_full(value: Tensor, losses: Tensor) -> Tensor:
     return value.to(losses.dtype) if value.is_floating_point() else value
 
 
+def _recorded(model: nn.Module, params: Params, fed: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, list[_Call]]:
+    """Return the outputs and every call of the layers' modules."""
+
+    def recorded(inputs: Tensor, shared: Container[int] = ()) -> tuple[Tensor, list[_Call]]:
+        with _recording(model, layers, len(inputs), shared) as calls:
+            outputs = functional_call(model, params, (inputs,))
+        return outputs, calls
+
+    outputs, calls = recorded(fed)
+    unclear = [i for i, call in enumerate(calls) if call.unclear]
+    if not unclear:
+        return outputs, calls
+    # Ids of positions stay as many when the documents are fewer or more; those of documents do not.
+    others = recorded(fed[:2] if len(fed) > 2 else fed[[0, 1, 0]])[1]
+    shared = [i for i in unclear if others[i].x.ndim > calls[i].x.ndim]
+    return recorded(fed, shared) if shared else (outputs, calls)
+
+
 @contextmanager
-def _recording(model: nn.Module, layers: Sequence[Layer], documents: int) -> Iterator[list[_Call]]:
-    """Record every call of the layers' modules; the hooks are gone when the block ends."""
+def _recording(
+    model: nn.Module, layers: Sequence[Layer], documents: int, shared: Container[int]
+) -> Iterator[list[_Call]]:
+    """Record every call of the layers' modules; the hooks are gone when the block ends.
+
+    Args:
+        model: whose modules are called.
+        layers: to record.
+        documents: B.
+        shared: numbers of calls whose ids (B,) are those of positions, which all documents share.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     users: dict[str, list[tuple[str, Form]]] = {}
     for layer in layers:
@@ -132,8 +159,12 @@ def _recording(model: nn.Module, layers: Sequence[Layer], documents: int) -> Ite
     def record(name: str) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
             x = (args or tuple(kwargs.values()))[0].detach()
+            unclear = False
             if isinstance(users[name][0][1], EmbeddingForm):
-                x, output = _per_document(x, output, documents)
+                each = x.shape == (documents,) and len(calls) not in shared
+                unclear = each and documents > 1
+                if not each:
+                    x, output = _per_document(x, output, documents)
             if not output.requires_grad:
                 # Nothing before this layer depends on a tensor with a gradient, as no parameter has one here. The copy
                 # gives the output a place in the graph that later in-place operations do not move.
@@ -141,7 +172,7 @@ def _recording(model: nn.Module, layers: Sequence[Layer], documents: int) -> Ite
             edge = get_gradient_edge(output)
             for form in dict.fromkeys(form for _, form in users[name]):
                 owners = tuple(layer for layer, own in users[name] if own == form)
-                calls.append(_Call(form, owners, x, edge, tuple(output.shape)))
+                calls.append(_Call(form, owners, x, edge, tuple(output.shape), unclear))
             return output
 
         return hook
@@ -158,10 +189,6 @@ def _recording(model: nn.Module, layers: Sequence[Layer], documents: int) -> Ite
 def _per_document(ids: Tensor, output: Tensor, documents: int) -> tuple[Tensor, Tensor]:
     """Repeat what is looked up once for all documents (positions) for each, so that its gradient is per document."""
     if ids.ndim == 1:
-        # (T,) positions or (B,) one id a document? Positions count up from somewhere.
-        counted = len(ids) > 1 and bool((ids.diff() == 1).all())
-        if len(ids) == documents and not counted:
-            return ids, output
         ids, output = ids[None], output[None]
     if len(ids) == 1 and documents > 1:
         return ids.expand(documents, *ids.shape[1:]), output.expand(documents, *output.shape[1:])
