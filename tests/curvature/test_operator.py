@@ -6,10 +6,14 @@ import errno
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from infuser.checkpoints import Run, build
 from infuser.curvature import Identity, fit_dense, fit_ekfac, fit_kfac, identity, load_curvature, save_curvature
+from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
 from infuser.types import Damping
 from tests import oracles
@@ -52,6 +56,31 @@ def test_a_sweep_is_one_solve_per_damping(fit):
         for name, value in curvature.solve(v, damping).items():
             assert torch.equal(swept[name], value)
     assert all(torch.equal(v[n], before[n]) for n in v)
+
+
+def linear(input_shape, n_outputs):
+    return nn.Linear(input_shape[0], n_outputs)
+
+
+@pytest.mark.parametrize("outputs", [2, 3])
+def test_a_matrix_from_single_precision_is_singular_where_a_common_offset_of_the_logits_changes_nothing(outputs):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 4)).astype(np.float32)
+    v = {"weight": torch.ones(1, outputs, 4), "bias": torch.ones(1, outputs)}
+    classes = Dataset(x, rng.integers(0, outputs, 60), "classification", outputs)
+    fitted = fit_dense(run_of_floats(classes), classes)
+    rank = torch.linalg.matrix_rank(fitted.matrix(), rtol=1e-6)
+    assert rank == 5 * (outputs - 1)
+    with pytest.raises(InfuserError, match=r"singular at damping 0.*offset of all logits"):
+        fitted.solve(v, Damping(0.0))
+    numbers = Dataset(x, x[:, :outputs], "regression", outputs)
+    regular = fit_dense(run_of_floats(numbers), numbers)
+    back = regular.matvec(regular.solve(v, Damping(0.0)))
+    torch.testing.assert_close(back["weight"], v["weight"], rtol=1e-4, atol=1e-4)
+
+
+def run_of_floats(data):
+    return Run.from_weights(linear, build(linear, data.input_shape, data.n_outputs, 0).state_dict(), data)
 
 
 @pytest.mark.parametrize("fit", [fit_ekfac, fit_dense])
