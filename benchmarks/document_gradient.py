@@ -3,7 +3,7 @@
     python benchmarks/document_gradient.py --repeats 5 --documents 100
 
 TinyResNet of width 32 on 100 documents: the central difference of two gradients, which is what a step of PGD costs,
-reverse over forward mode, and plain double backward, in forward passes over the same documents, CPU seconds,
+forward over reverse mode, and plain double backward, in forward passes over the same documents, CPU seconds,
 interleaved, one thread. The step of the central difference is the one that PGD's own check takes. Errors are Euclidean
 distances of all gradients from those of double backward, as a share; on a network of ReLUs that of the central
 difference does not vanish (see infuser/perturbation/document_gradient.py).
@@ -55,7 +55,7 @@ def main() -> None:
 
     ways = {
         "central difference": over(lambda part, labels: central.at(part, labels)[1]),
-        "reverse over forward": over(lambda part, labels: exact.at(part, labels)[1]),
+        "forward over reverse": over(lambda part, labels: exact.at(part, labels)[1]),
         "double backward": over(double),
     }
     taken = interleaved({"forward": forward_pass(run, data), **ways}, args.repeats)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infuser.data.dataset import IGNORED, Dataset
 from infuser.errors import InfuserError
@@ -184,6 +186,27 @@ def task_of(data: Dataset) -> Task:
     """Return the task that a data set's kind names."""
     tasks: dict[str, Task] = {"classification": Classification(), "regression": Regression(), "causal_lm": CausalLM()}
     return tasks[data.kind]
+
+
+@contextmanager
+def plain_attention(wanted: bool = True) -> Iterator[None]:
+    """Run attention in its plain kernel within the block.
+
+    The fused kernels, and the fast path of torch's own attention layers, have no forward mode and no second derivative.
+
+    Args:
+        wanted: False leaves everything as it is.
+    """
+    if not wanted:
+        yield
+        return
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def losses(task: Task, model: nn.Module, params: Params, batch: Batch) -> Tensor:

@@ -18,6 +18,7 @@ from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
 from infuser.models.gpt import tiny_gpt
 from infuser.params import trainable
+from infuser.tasks import plain_attention
 from tests.attribution.small import MODELS, digits_run, loss_gradients, params_of, products, random_vectors
 
 
@@ -34,6 +35,41 @@ def test_exact_ways_agree_with_autograd(name, via):
     want = products(vectors, loss_gradients(model, params, data))
     got = inner_products(model, params, data, vectors, via)
     assert got.shape == (3, len(data))
+    assert relative(got, want) < 2e-5
+
+
+class Encoder(nn.Module):
+    """Rows of an image as tokens of torch's own encoder layer, whose fast path has no derivative."""
+
+    def __init__(self, input_shape, n_outputs):
+        super().__init__()
+        self.embed = nn.Linear(input_shape[-1], 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, n_outputs)
+
+    def forward(self, x):
+        return self.head(self.layer(self.embed(x[:, 0])).mean(1))
+
+
+def instance_norm(input_shape, n_outputs):
+    middle = nn.Conv2d(input_shape[0], 4, 3), nn.InstanceNorm2d(4, affine=True), nn.ReLU()
+    return nn.Sequential(*middle, nn.Flatten(), nn.LazyLinear(n_outputs))
+
+
+@pytest.mark.parametrize("builder", [Encoder, instance_norm])
+@pytest.mark.parametrize("via", ["jvp", "vmap", "auto"])
+@pytest.mark.parametrize("queries", [2, 5])
+def test_layers_of_torch_with_ways_of_their_own_agree_with_autograd(builder, via, queries):
+    _, data, _ = digits_run("mlp")
+    torch.manual_seed(0)
+    model = builder(data.input_shape, data.n_outputs).eval()
+    model(torch.zeros(1, *data.input_shape))
+    params = trainable(model)
+    vectors = random_vectors(params, queries)
+    with plain_attention():
+        want = products(vectors, loss_gradients(model, params, data))
+    got = inner_products(model, params, data, vectors, via)
+    assert not got.requires_grad
     assert relative(got, want) < 2e-5
 
 

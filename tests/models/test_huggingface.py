@@ -10,9 +10,9 @@ from torch.func import functional_call, grad, vmap
 
 from infuser.data.text import read_separated, survives, text_dataset, texts_of
 from infuser.errors import InfuserError
-from infuser.models.huggingface import HuggingFace, LoRA, math_attention
+from infuser.models.huggingface import HuggingFace, LoRA
 from infuser.params import trainable
-from infuser.tasks import losses, task_of
+from infuser.tasks import losses, plain_attention, task_of
 from infuser.training import train
 from infuser.types import Recipe
 
@@ -90,7 +90,7 @@ def test_per_document_gradients_equal_autograd_one_by_one(tiny: str, lora: LoRA 
     def loss(p, row):
         return F.cross_entropy(functional_call(model, p, (row[None],))[0, :-1], row[1:], reduction="sum")
 
-    with math_attention():
+    with plain_attention():
         rows = vmap(grad(loss), (None, 0))(params, tokens)
     leaves = [p for p in model.parameters() if p.requires_grad]
     for i, row in enumerate(tokens):

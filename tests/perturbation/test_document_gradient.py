@@ -46,9 +46,23 @@ def _by_pixel(effect: PredictedEffect, z: torch.Tensor, targets: torch.Tensor, i
     return slope
 
 
+class Encoder(nn.Module):
+    """Rows as tokens of torch's own encoder layer, whose fast path has no derivative; smooth."""
+
+    def __init__(self, input_shape, n_outputs):
+        super().__init__()
+        width = 2 * input_shape[-1]
+        self.layer = nn.TransformerEncoderLayer(width, 2, 8, activation="gelu", batch_first=True)
+        self.head = nn.Linear(width, n_outputs)
+
+    def forward(self, x):
+        return self.head(self.layer(x.transpose(1, 2).flatten(2)).mean(1))
+
+
+@pytest.mark.parametrize("builder", [small.smooth, Encoder])
 @pytest.mark.parametrize("via", WAYS)
-def test_every_way_equals_the_slope_by_pixel(via):
-    effect, z, targets = _effect()
+def test_every_way_equals_the_slope_by_pixel(via, builder):
+    effect, z, targets = _effect(builder)
     found = replace(effect, via=via, step=1e-3).at(z, targets)[1]
     for i in (0, 3):
         expected = _by_pixel(effect, z, targets, i)

@@ -16,7 +16,7 @@ from infuser.curvature.find import find_layers
 from infuser.curvature.layers import Layer
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
-from infuser.tasks import Task, task_of
+from infuser.tasks import Task, plain_attention, task_of
 from infuser.types import Batch, Params
 
 Output = Callable[[Tensor, Tensor], Tensor]  # (outputs (B, ...), targets (B, ...)) -> (B,)
@@ -59,7 +59,7 @@ def by_vmap(
         outputs = functional_call(model, {**(rest or {}), **p}, (x[None],))
         return value(outputs, y[None])[0]
 
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with plain_attention():
         rows = vmap(grad(one), in_dims=(None, 0, 0), randomness="error")(params, task.feed(batch.inputs), batch.targets)
     return {name: value.detach() for name, value in rows.items()}
 

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infuser.checkpoints import Checkpoint, Run, build, load_weights
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.params import trainable
-from infuser.tasks import Task, task_of
+from infuser.tasks import Task, plain_attention, task_of
 from infuser.training import augmented, epoch_order, epoch_seed, scheduled, steps_per_epoch
 from infuser.types import Batch, Params, Recipe
 
@@ -215,16 +214,6 @@ def _steps(data: Dataset, recipe: Recipe, epoch: int) -> Iterator[Step]:
         for i, positions in enumerate(order.split(recipe.batch_size)):
             yield Step(step, e, i == 0, positions, scheduled(recipe, step, total))
             step += 1
-
-
-@contextmanager
-def plain_attention(wanted: bool = True) -> Iterator[None]:
-    """Run attention in its plain kernel: the fused ones have no second derivative."""
-    if not wanted:
-        yield
-        return
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 @contextmanager

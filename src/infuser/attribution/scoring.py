@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infuser import params as algebra
 from infuser.attribution.per_document import by_vmap, cover, cover_if_possible, covered, evaluating
@@ -22,7 +20,7 @@ from infuser.curvature.layers import Layer
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.executors import Executor, Local
-from infuser.tasks import Task, losses, task_of
+from infuser.tasks import Task, losses, plain_attention, task_of
 from infuser.types import Batch, Params
 
 Via = Literal["auto", "captured", "jvp", "central", "vmap"]
@@ -261,17 +259,14 @@ def _device(params: Params) -> str:
 
 
 def by_jvp(model: nn.Module, params: Params, task: Task, batch: Batch, vectors: Params) -> Tensor:
-    """Return <v_q, grad L_i> by forward-mode differentiation along each v, shape (Q, B): exact, any layer.
-
-    Scaled dot-product attention has no forward mode in its fused kernels, so its plain one is used here.
-    """
+    """Return <v_q, grad L_i> by forward-mode differentiation along each v, shape (Q, B): exact, any layer."""
 
     def fn(p: Params) -> Tensor:
         return losses(task, model, {**params, **p}, batch)
 
     point = {name: params[name] for name in vectors}
     rows = []
-    with torch.no_grad(), math_attention():
+    with torch.no_grad(), plain_attention():
         for q in range(len(next(iter(vectors.values())))):
             tangent = jvp(fn, (point,), ({name: value[q] for name, value in vectors.items()},))[1]
             rows.append(tangent)
@@ -336,11 +331,6 @@ def steady_step(model: nn.Module, params: Params, data: Dataset, vectors: Params
             remedy="raise the damping",
         )
     return step
-
-
-def math_attention() -> AbstractContextManager[None]:
-    """Return a context in which attention runs in its plain kernel, which every transform supports."""
-    return sdpa_kernel(SDPBackend.MATH)
 
 
 def _by_vmap(model: nn.Module, params: Params, task: Task, batch: Batch, vectors: Params) -> Tensor:

@@ -354,7 +354,9 @@ class DiagonalForm:
         else:
             # Affine in its weight, with or without an offset of one: the difference of two weights leaves x normalised.
             one = torch.ones(self.shape, dtype=x.dtype, device=x.device)
-            normal = functional_call(module, {"weight": one}, (x,)) - functional_call(module, {"weight": 0 * one}, (x,))
+            with torch.no_grad():  # a bias of the module's own would bring a graph along
+                ends = [functional_call(module, {"weight": weight}, (x,)) for weight in (one, 0 * one)]
+            normal = ends[0] - ends[1]
         return self._sum(g * normal)
 
     def _sum(self, values: Tensor) -> Tensor:

@@ -184,15 +184,6 @@ class Tokenizer:
         return {"name": self.name}
 
 
-@contextmanager
-def math_attention() -> Iterator[None]:
-    """Use the attention kernel that has forward-mode and second derivatives, and put the choice back."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
 def _with_adapters(inner: nn.Module, lora: LoRA) -> nn.Module:
     import peft
 

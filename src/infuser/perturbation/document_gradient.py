@@ -17,11 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from infuser import params as algebra
 from infuser.errors import InfuserError, listed
-from infuser.tasks import Task
+from infuser.tasks import Task, plain_attention
 from infuser.types import Batch, Params
 
 Via = Literal["auto", "central", "forward", "double"]
@@ -40,7 +39,7 @@ class PredictedEffect:
         task: per-document losses.
         v: the direction by parameter name, without a query dimension; a missing name counts as v = 0.
         n: N, documents in the training set.
-        via: `central` (two gradients, at theta +- h v), `forward` (reverse over forward mode, exact), `double` (double
+        via: `central` (two gradients, at theta +- h v), `forward` (forward over reverse mode, exact), `double` (double
             backward, exact; the slowest, an oracle).
         step: h |v| of the central difference, in units of the parameters.
     """
@@ -102,19 +101,23 @@ class PredictedEffect:
     def _forward(self, z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         point = {name: self.params[name] for name in self.v}
 
-        def along(x: Tensor) -> tuple[Tensor, Tensor]:
-            tangent = jvp(lambda p: self._losses({**self.params, **p}, x, targets), (point,), (self.v,))[1]
-            return tangent.sum(), tangent
+        def slope_and_losses(p: Params) -> tuple[Tensor, Tensor]:
+            def total(x: Tensor) -> tuple[Tensor, Tensor]:
+                losses = self._losses({**self.params, **p}, x, targets)
+                return losses.sum(), losses
 
-        # Fused attention kernels have no forward mode.
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            slope, tangent = grad(along, has_aux=True)(z)
+            found: tuple[Tensor, Tensor] = grad(total, has_aux=True)(z)
+            return found
+
+        # Not reverse over forward: torch takes the statistics of a LayerNorm's tangent for constants there.
+        with torch.enable_grad(), plain_attention():
+            slope, tangent = jvp(slope_and_losses, (point,), (self.v,))[1]
         return tangent.detach() / -self.n, slope.detach() / -self.n
 
     def _double(self, z: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         point = {name: self.params[name].detach().requires_grad_() for name in self.v}
         leaf = z.detach().requires_grad_()
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), plain_attention():
             loss = self._losses({**self.params, **point}, leaf, targets)
             rows = torch.autograd.grad(loss.sum(), list(point.values()), create_graph=True, materialize_grads=True)
             product = sum((row * self.v[name]).sum() for name, row in zip(point, rows, strict=True))

@@ -55,8 +55,8 @@ class PGD:
         step_size: of one move, in steps of 1/255; 2.5 radius / steps by default (Madry et al., arXiv 1706.06083).
         storable: 8-bit documents in, 8-bit documents out, inside [0, 255]. Without it documents are floats that are
             clipped to the ball alone: the setting of the original Infusion experiments, which no image file holds.
-        via: how the document gradient is taken; auto is central differences at the step of `choose_step`, or reverse
-            over forward mode where no step is steady.
+        via: how the document gradient is taken; auto is central differences at the step of `choose_step`, or forward
+            over reverse mode where no step is steady.
         tolerance: the largest disagreement of two steps of the central difference.
         batch_size: documents that ascend together; the result does not depend on it beyond rounding.
         views: further models that the edit is to move as well.
