@@ -21,6 +21,7 @@ from tables_format import (
 )
 
 from infuser.evaluation.stats import holm, mean_estimate
+from infuser.evaluation.truth import agreement
 
 STARTS = {"last_epoch": "last epoch", "half": "half of the epochs", "scratch": "from scratch"}
 PUBLISHED = ("r8", "r12", "original", "transfer", "horizon")  # cases of CIFAR-10 that have results
@@ -108,7 +109,9 @@ def foretold() -> str:
         for regime, beside in value["foretold"].items():
             block = value["predicted"][regime]
             ranks = (beside["rank_of_clean_log_odds"], beside["rank_of_prediction_given_clean"])
-            slope = f"{block['slope']['value']:.4f}{ends_of(block['slope']['ci95'], 4)}"
+            pairs = np.array([(predicted, block["measured"][name]) for name, predicted in block["per_probe"].items()])
+            line = agreement(*pairs.T).slope
+            slope = f"{line.value:.4f}{ends_of(line.interval, 4)}"
             rank = share(row_of(block["rank_correlation"]))
             body.append((f"{case}, {regime}", str(beside["n"]), rank, *map(two_places, ranks), slope))
     head = (

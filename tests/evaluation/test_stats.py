@@ -196,6 +196,22 @@ def test_sign_flip_rejects_a_true_null_as_often_as_it_says(n):
     assert (shifted <= 0.05).mean() > 0.8
 
 
+def test_row_means_that_agree_leave_the_interval_of_the_rest():
+    table = np.array([[1.0, 0], [0, 1], [1, 0], [0, 1]])
+    found = table_estimate(table, (1, 2))
+    rest = ((table - 0.5) ** 2).sum() / 3  # rows and columns agree: 3 degrees of freedom are left of 8 values
+    half = stats.t.ppf(0.975, 3) * np.sqrt(rest / 8)
+    assert found.interval == pytest.approx((0.5 - half, 0.5 + half))
+
+
+@pytest.mark.parametrize("n", [3, 9])
+def test_values_that_differ_by_rounding_alone_have_no_interval(n):
+    assert 0.1 + 0.2 != 0.3
+    found = mean_estimate(np.array([0.1 + 0.2] + [0.3] * (n - 1)))
+    assert found.interval is None
+    assert mean_estimate(np.array([0.3 + 1e-9] + [0.3] * (n - 1))).interval is not None
+
+
 def test_holm_by_hand():
     p = [0.01, 0.02, 0.03, 0.5]
     np.testing.assert_allclose(holm(p), [0.04, 0.06, 0.06, 0.5])

@@ -218,16 +218,38 @@ def test_subsets_are_checked():
         Truth(Subsets(keep, data()[0].ids), np.zeros((2, 1, 1)), ("q",), (0, 1), "f", "scratch")
 
 
-def test_agreement_has_the_least_squares_slope_and_covers_it():
+@pytest.mark.parametrize(("grows", "least"), [(False, 0.92), (True, 0.83)])
+def test_agreement_covers_the_slope_even_where_errors_grow_with_the_prediction(grows, least):
     rng = np.random.default_rng(0)
-    hits = 0
-    for _ in range(300):
-        x = rng.normal(size=12)
-        found = agreement(x, 0.4 * x + 0.1 + 0.3 * rng.normal(size=12))
-        hits += found.slope.interval[0] <= 0.4 <= found.slope.interval[1]
-    assert 0.92 <= hits / 300 <= 0.98
+    hits, naive = 0, 0
+    for _ in range(500):
+        x = np.abs(rng.normal(size=12)) ** 1.5 + 0.1
+        y = 0.4 * x + 0.1 + 0.3 * (x if grows else 1) * rng.normal(size=12)
+        low, high = agreement(x, y).slope.interval
+        hits += low <= 0.4 <= high
+        line = stats.linregress(x, y)
+        naive += abs(line.slope - 0.4) <= stats.t.ppf(0.975, 10) * line.stderr
+    assert least <= hits / 500 <= 0.98
+    assert (naive / 500 < 0.75) == grows  # what equal errors would have given
+
+
+def test_the_error_of_the_slope_is_that_of_leaving_pairs_out():
+    """The variance of HC3 is the sum of squared changes of the slope when each pair is left out."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=9)
+    y = x + rng.normal(size=9)
+    found = agreement(x, y).slope
+    left_out = np.array([stats.linregress(np.delete(x, i), np.delete(y, i)).slope for i in range(9)])
+    error = np.sqrt(((left_out - found.value) ** 2).sum())
+    assert found.interval[1] - found.value == pytest.approx(stats.t.ppf(0.975, 7) * error)
+
+
+def test_agreement_of_exact_lines_has_a_slope_and_no_interval():
     x = np.arange(9.0)
     exact = agreement(x, 3 * x - 1)
     assert exact.slope.value == pytest.approx(3)
+    assert exact.slope.interval is None
+    assert agreement(x, np.ones(9)).slope.interval is None
+    assert agreement([0, 0, 0, 1.0], [1, 2, 3, 5.0]).slope.interval is None  # one pair alone makes the slope
     assert exact.rank.value == pytest.approx(1)
     assert math.isnan(agreement(np.ones(5), np.arange(5.0)).slope.value)

@@ -54,7 +54,7 @@ def table_estimate(
     value = float(table.mean())
     if n < 3:
         return Estimate(value, None, n, tuple(seeds), unit, f"none: fewer than 3 {unit}", how.level)
-    if np.ptp(table) == 0:  # nothing is known of a spread that did not show
+    if np.ptp(table) <= _rounding(table):  # nothing is known of a spread that did not show
         return Estimate(value, None, n, tuple(seeds), unit, f"none: all {unit} agree", how.level)
     over = f"{n} {unit}" + (f" and {s} seeds" if s > 1 else "")
     if n < 8:
@@ -65,11 +65,17 @@ def table_estimate(
     return Estimate(value, two_way_interval(table, how), n, tuple(seeds), unit, method, how.level)
 
 
+def _rounding(values: Array) -> float:
+    """Return the spread of equal values that were computed in different ways."""
+    return float(8 * np.finfo(np.float64).eps * np.abs(values).max())
+
+
 def _half_width(table: Array, level: float) -> float:
     """Return half the t-interval of the mean of a table (n, s) of random rows and random columns.
 
     The variance of the mean is (MS rows + MS columns - MS rest) / n s, with Satterthwaite's degrees of freedom; where
-    columns vary no more than the rest does, or there is one, it is that of the row means with n - 1.
+    columns vary no more than the rest does, or there is one, it is that of the row means with n - 1. Row means that
+    agree, as those of few counts do, tell of no spread: then MS rest stands for MS rows.
 
     Source: Satterthwaite, An approximate distribution of estimates of variance components, 1946.
     """
@@ -80,6 +86,9 @@ def _half_width(table: Array, level: float) -> float:
     if s > 1:
         of_columns = n * columns.var(ddof=1)
         rest = ((table - rows[:, None] - columns + mean) ** 2).sum() / ((n - 1) * (s - 1))
+        if np.ptp(rows) <= _rounding(table):
+            total = of_rows = rest
+            df = float((n - 1) * (s - 1))
         if of_columns > rest:
             total = of_rows + of_columns - rest
             parts = of_rows**2 / (n - 1) + of_columns**2 / (s - 1) + rest**2 / ((n - 1) * (s - 1))

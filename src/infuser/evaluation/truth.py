@@ -227,7 +227,8 @@ class Agreement:
     """How predicted changes of f compare with measured ones.
 
     Attributes:
-        slope: measured per predicted (1 = right in size), by least squares with an intercept; t-interval.
+        slope: measured per predicted (1 = right in size), by least squares with an intercept. Its t-interval takes the
+            standard error HC3, as large predictions miss by more: one that trusts in equal errors would be too short.
         rank: Spearman's correlation.
     """
 
@@ -243,6 +244,8 @@ def agreement(forecast: Array, measured: Array, unit: str = "probes", level: flo
 
     Raises:
         InfuserError: the lengths differ, or a value is not finite.
+
+    Source: MacKinnon and White, Journal of Econometrics 29, 1985 (HC3).
     """
     x, y = np.asarray(forecast, dtype=np.float64), np.asarray(measured, dtype=np.float64)
     rank = spearman(x, y, unit, level)
@@ -251,6 +254,12 @@ def agreement(forecast: Array, measured: Array, unit: str = "probes", level: flo
         nothing = Estimate(float("nan"), None, n, (), unit, "none: fewer than 3 pairs, or constant values", level)
         return Agreement(nothing, rank)
     line = stats.linregress(x, y)
-    half = float(stats.t.ppf((1 + level) / 2, n - 2) * line.stderr)
     slope = float(line.slope)
-    return Agreement(Estimate(slope, (slope - half, slope + half), n, (), unit, "t-interval", level), rank)
+    centred = x - x.mean()
+    missed = y - line.intercept - slope * x
+    free = 1 - 1 / n - centred**2 / (centred**2).sum()  # share of its own miss that a pair does not explain away
+    if np.abs(missed).max() <= 1e-12 * np.ptp(y) or free.min() <= 1e-12:
+        return Agreement(Estimate(slope, None, n, (), unit, "none: the line goes through the pairs", level), rank)
+    error = float(np.sqrt(((centred * missed / free) ** 2).sum()) / (centred**2).sum())
+    half = float(stats.t.ppf((1 + level) / 2, n - 2)) * error
+    return Agreement(Estimate(slope, (slope - half, slope + half), n, (), unit, "t-interval, HC3", level), rank)
