@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from infuser.errors import InfuserError, listed
 from infuser.evaluation.stats import Bootstrap, wilson_of_share
@@ -45,11 +45,14 @@ class Finding:
 def find(suspicion: Suspicion, edited: Sequence[int] | Array, bootstrap: Bootstrap | None = None) -> Finding:
     """Return ROC-AUC, average precision, recall at k = number edited, and TPR at 1 % and 0.1 % FPR.
 
-    Intervals: percentile bootstrap over documents, edited and clean apart, from 8 edited documents on, widened as in
-    stats.two_way_interval; where all resamples agree (nothing or everything is found) Wilson's over edited documents.
+    Intervals: bootstrap over documents, edited and clean apart, from 8 edited documents on, widened as in
+    stats.two_way_interval: percentiles, but for ROC-AUC, where they end too high near 1 and the basic interval of its
+    log-odds is taken; where all resamples agree (nothing or everything is found) Wilson's over edited documents.
 
     Raises:
         InfuserError: an edited id is not among the documents, or none or all are edited.
+
+    Source: Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 5.2 (basic, transformed).
     """
     how = bootstrap or Bootstrap(resamples=1000)
     truth = _truth(suspicion, edited)
@@ -63,7 +66,9 @@ def find(suspicion: Suspicion, edited: Sequence[int] | Array, bootstrap: Bootstr
     estimates: dict[str, Estimate | None] = dict.fromkeys(METRICS)
     for i, name in enumerate(METRICS):
         if name in names:
-            estimates[name] = _estimate(float(point[i]), None if draws is None else draws[i], k, how)
+            drawn = None if draws is None else draws[i]
+            smallest = 0.5 / (k * (n - k)) if name == "roc_auc" else None  # half a pair of an edited and a clean one
+            estimates[name] = _estimate(float(point[i]), drawn, k, how, smallest)
     reasons = {} if len(names) == len(METRICS) else {METRICS[-1]: f"{n - k} clean documents, {ENOUGH_CLEAN} are needed"}
     return Finding(f"{suspicion.detector} ({suspicion.told})", k, n, estimates, reasons)
 
@@ -158,7 +163,7 @@ def _resampled(truth: Array, how: Bootstrap) -> Iterator[tuple[Array, Array]]:
         yield rng.integers(0, k, (rows, k)), rng.integers(0, n, (rows, n))
 
 
-def _estimate(value: float, draws: Array | None, k: int, how: Bootstrap) -> Estimate:
+def _estimate(value: float, draws: Array | None, k: int, how: Bootstrap, smallest: float | None) -> Estimate:
     unit = "edited documents"
     if draws is None:
         return Estimate(value, None, k, (), unit, f"none: fewer than 8 {unit}", how.level)
@@ -166,7 +171,11 @@ def _estimate(value: float, draws: Array | None, k: int, how: Bootstrap) -> Esti
         ends = wilson_of_share(value, k, unit, how.level).interval
         return Estimate(value, ends, k, (), unit, f"Wilson over {unit}: all resamples agree", how.level)
     method = f"bootstrap over documents, {how.resamples} resamples"
-    return Estimate(value, _quantiles(draws, k, how.level), k, (), unit, method, how.level)
+    if smallest is None:
+        return Estimate(value, _quantiles(draws, k, how.level), k, (), unit, method, how.level)
+    centre, *ends = special.logit(np.clip([value, *_quantiles(draws, k, how.level)], smallest, 1 - smallest))
+    low, high = (float(special.expit(2 * centre - end)) for end in reversed(ends))
+    return Estimate(value, (min(low, value), max(high, value)), k, (), unit, f"{method}, basic of log-odds", how.level)
 
 
 def _quantiles(draws: Array, k: int, level: float) -> tuple[float, float]:
