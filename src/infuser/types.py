@@ -316,10 +316,13 @@ class Edit:
         before: (k, ...) stored values (uint8 pixels, token ids).
         after: (k, ...) the same dtype and shape.
         targets_before: (k, ...) labels.
-        targets_after: (k, ...) labels.
+        targets_after: (k, ...) labels, the same dtype and shape.
         constraint: the ball that every document keeps to; None for a replacement without a ball (insert).
         made_by: method and settings, in words.
         gains: (k,) predicted change of f by each document's edit; NaN where nothing was predicted.
+
+    Raises:
+        InfuserError: arrays differ in length, type or shape, a document is named twice, or one leaves the ball.
     """
 
     ids: Array
@@ -338,12 +341,16 @@ class Edit:
             raise InfuserError("an edit's arrays differ in length", got=sorted(sizes), expected=k)
         if len(np.unique(self.ids)) != k:
             raise InfuserError("an edit names a document twice", got=f"{k} ids, {len(np.unique(self.ids))} distinct")
-        if self.before.dtype != self.after.dtype or self.before.shape != self.after.shape:
-            raise InfuserError(
-                "an edit must keep type and shape of its documents",
-                got=f"{self.after.dtype} {self.after.shape}",
-                expected=f"{self.before.dtype} {self.before.shape}",
-            )
+        pairs = {"documents": (self.before, self.after), "targets": (self.targets_before, self.targets_after)}
+        for what, (before, after) in pairs.items():
+            if before.dtype != after.dtype or before.shape != after.shape:
+                raise InfuserError(
+                    f"an edit must keep type and shape of its {what}",
+                    got=f"{after.dtype} {after.shape}",
+                    expected=f"{before.dtype} {before.shape}",
+                )
+        if self.gains is not None and self.gains.shape != (k,):
+            raise InfuserError("an edit has one gain per document", got=self.gains.shape, expected=(k,))
         if self.constraint is not None and k:
             distance = self.constraint.distance(self.before, self.after)
             outside = distance > self.constraint.limit * (1 + 1e-9)

@@ -85,6 +85,9 @@ class Dataset:
         """Return a data set of images (N, C, H, W) or (N, H, W) in uint8, or vectors (N, D) in floats, with targets.
 
         Integer or boolean targets (N,) mean classification, float targets (N,) or (N, D) regression.
+
+        Raises:
+            InfuserError: inputs or targets of another type or shape, or as for `Dataset`.
         """
         inputs, targets = _as_array(inputs, "inputs"), _as_array(targets, "targets")
         if inputs.ndim == 3:
@@ -107,22 +110,34 @@ class Dataset:
             _require_classes(n_outputs)
             classes = tuple(classes) or tuple(str(c) for c in range(n_outputs))
             return cls(inputs, targets.astype(np.int64), "classification", n_outputs, classes=classes, name=name)
+        if classes or not np.issubdtype(targets.dtype, np.floating):
+            raise InfuserError(
+                "targets of another type",
+                got=f"{targets.dtype}{' with names of classes' if classes else ''}",
+                expected="integers or booleans of classes, or floats without names of classes",
+            )
         targets = targets.astype(np.float32).reshape(len(targets), -1)
         return cls(inputs, targets, "regression", targets.shape[1], name=name)
 
     @classmethod
     def from_torch(cls, dataset: Any, *, classes: Sequence[str] = (), name: str = "torch") -> Dataset:
-        """Return a data set of a torch Dataset of (input, label) pairs, read once from first to last.
+        """Return a data set of a torch Dataset of (input, target) pairs, read once from first to last.
 
-        Float images must lie in [0, 1] on the grid of 1/255, since edits are stored in 8 bits.
+        Float images must lie in [0, 1] on the grid of 1/255, since edits are stored in 8 bits. What targets mean is
+        told by their type, as in `from_arrays`.
+
+        Raises:
+            InfuserError: the data set is empty, its images are not of 8 bits, or as for `from_arrays`.
         """
         if len(dataset) == 0:
-            raise InfuserError("the torch data set is empty", expected="at least one (input, label) pair")
+            raise InfuserError("the torch data set is empty", expected="at least one (input, target) pair")
         pairs = [dataset[i] for i in range(len(dataset))]
         inputs = _as_array([_channels_first(x) for x, _ in pairs], "inputs")
         if np.issubdtype(inputs.dtype, np.floating) and inputs.ndim == 4:
             inputs = _to_uint8(inputs)
-        return cls.from_arrays(inputs, np.asarray([int(y) for _, y in pairs]), classes=classes, name=name)
+        # Some data sets hold their labels as arrays of one number.
+        targets = _as_array([np.asarray(y).squeeze() for _, y in pairs], "targets")
+        return cls.from_arrays(inputs, targets, classes=classes, name=name)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -185,15 +200,16 @@ class Dataset:
         """Return the data set with the edited documents in place.
 
         Raises:
-            InfuserError: a document's stored value is not what the edit was made for.
+            InfuserError: a document's stored value, or its type or shape, is not what the edit was made for.
         """
         where = self.positions(edit.ids)
-        if edit.before.dtype != self.inputs.dtype or edit.before.shape[1:] != self.input_shape:
-            raise InfuserError(
-                "the edit was made for other documents",
-                got=f"{edit.before.dtype} {edit.before.shape[1:]}",
-                expected=f"{self.inputs.dtype} {self.input_shape}",
-            )
+        for made_for, mine in ((edit.before, self.inputs), (edit.targets_before, self.targets)):
+            if made_for.dtype != mine.dtype or made_for.shape[1:] != mine.shape[1:]:
+                raise InfuserError(
+                    "the edit was made for other documents",
+                    got=f"{made_for.dtype} {made_for.shape[1:]}",
+                    expected=f"{mine.dtype} {mine.shape[1:]}",
+                )
         same = (self.inputs[where] == edit.before).reshape(len(where), -1).all(1)
         same &= (self.targets[where] == edit.targets_before).reshape(len(where), -1).all(1)
         if not same.all():
