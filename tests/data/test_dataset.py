@@ -79,6 +79,33 @@ def test_bad_fields():
         Dataset(x, y, "classification", 2, weights=np.ones((2, 1), np.float32))
     with pytest.raises(InfuserError, match="weights that are NaN"):
         Dataset(x, y, "classification", 2, weights=np.array([1, np.nan], np.float32))
+    for weights in ([1, -1], [1, -np.inf]):
+        with pytest.raises(InfuserError, match=r"weights (below 0|that are NaN or infinite).*documents 1"):
+            Dataset(x, y, "classification", 2, weights=np.array(weights, np.float32))
+
+
+def test_a_document_is_dropped_but_never_unlearnt():
+    data = images()
+    assert data.with_weights([2], 0).batch([1, 2]).weights.tolist() == [1, 0]
+    with pytest.raises(InfuserError, match=r"weights below 0.*documents 2, 4\. Expected: 0, which drops"):
+        data.with_weights([2, 4], -0.5)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat", "cat", "dog"), "two classes have one name.*Got: cat. Expected: distinct"),
+        (("cat", "dog"), "one class name for each class.*Got: 2 names. Expected: 3 names"),
+        (("cat", "dog", "cow", "bee"), "Got: 4 names. Expected: 3 names"),
+    ],
+)
+def test_class_names_are_distinct_and_one_for_each_class(names, message):
+    x, y = np.zeros((3, 4), np.float32), np.array([0, 2, 1])
+    with pytest.raises(InfuserError, match=message):
+        Dataset(x, y, "classification", 3, classes=names)
+    if len(names) < 4:  # more names than labels say how many classes there are
+        with pytest.raises(InfuserError, match=message):
+            Dataset.from_arrays(x, y, classes=names)
 
 
 def test_a_label_cannot_ask_for_a_billion_classes():

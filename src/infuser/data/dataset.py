@@ -32,12 +32,13 @@ class Dataset:
         kind: what the targets mean.
         n_outputs: classes, vocabulary size or D.
         ids: (N,) int64, unique; 0..N-1 by default.
-        weights: (N,) float32 in the training loss; ones by default.
-        classes: names of the classes, for people.
+        weights: (N,) float32 in the training loss, at least 0; ones by default, 0 drops a document.
+        classes: names of the classes, for people: one for each output, or none.
         name: for tables.
 
     Raises:
-        InfuserError: lengths differ, ids repeat, a float is not finite, or a label is out of range.
+        InfuserError: lengths differ, ids repeat, a float is not finite, a weight is negative, a label is out of range,
+            or the names of the classes repeat or are too few or too many.
 
     >>> ds = Dataset(np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]), "classification", 2)
     >>> len(ds.without([0])), ds[[1]].ids.tolist()
@@ -318,9 +319,29 @@ def _check_values(ds: Dataset) -> None:
                     expected="finite numbers",
                     remedy="remove these documents with without(ids) or mend their source",
                 )
+    if (ds.weights < 0).any():
+        raise InfuserError(
+            f"{ds.name} holds weights below 0",
+            got=f"documents {listed(ds.ids[ds.weights < 0].tolist())}",
+            expected="0, which drops a document, or more",
+        )
     if ds.kind == "classification":
         _require_labels(ds.targets, ds.n_outputs, ds.ids)
         _require_classes(ds.n_outputs)
+        _require_names(ds.classes, ds.n_outputs)
+
+
+def _require_names(classes: Sequence[str], n_outputs: int) -> None:
+    if classes and len(classes) != n_outputs:
+        raise InfuserError(
+            "there is not one class name for each class", got=f"{len(classes)} names", expected=f"{n_outputs} names"
+        )
+    if len(set(classes)) != len(classes):
+        raise InfuserError(
+            "two classes have one name",
+            got=listed(sorted({name for name in classes if classes.count(name) > 1})),
+            expected="distinct names",
+        )
 
 
 def _require_classes(n_outputs: int) -> None:
