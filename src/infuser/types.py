@@ -236,22 +236,21 @@ class Scores:
         return replace(self, values=self.values.mean(0, keepdims=True), queries=(f"mean of {len(self)}",))
 
     def top(self, k: int, q: int = 0) -> Array:
-        """Return the ids of the k most positive documents of query q (proponents), best first."""
-        return self._ranked(-self._of(q), k)
+        """Return the ids of the k most positive documents of query q (proponents), best first.
+
+        Raises:
+            InfuserError: there is no such query, or k is not between 0 and the number of documents.
+        """
+        return _lowest(self.ids, -self._of(q), k)
 
     def bottom(self, k: int, q: int = 0) -> Array:
-        """Return the ids of the k most negative documents of query q (opponents), lowest first."""
-        return self._ranked(self._of(q), k)
+        """Return the ids of the k most negative documents of query q (opponents), lowest first; see `top`."""
+        return _lowest(self.ids, self._of(q), k)
 
     def _of(self, q: int) -> Array:
         if not -len(self.values) <= q < len(self.values):
             raise InfuserError("there is no such query", got=q, expected=f"0 to {len(self.values) - 1}")
         return cast(Array, self.values[q])
-
-    def _ranked(self, keys: Array, k: int) -> Array:
-        if not 0 <= k <= len(self.ids):
-            raise InfuserError("k is larger than the data set", got=k, expected=f"0 to {len(self.ids)}")
-        return cast(Array, self.ids[np.argsort(keys, kind="stable")[:k]])
 
     def _repr_html_(self) -> str:
         from infuser.html import scores_html
@@ -292,6 +291,13 @@ class Scores:
         queries = tuple(name.split(": ", 1)[1] for name in names)
         reasons = {} if np.isfinite(values).all() else {"all": "stored as NaN"}
         return cls(values, table["id"].to_numpy(), metadata["method"], metadata["unit"], queries, reasons)
+
+
+def _lowest(ids: Array, keys: Array, k: int) -> Array:
+    """Return the ids of the k lowest keys, lowest first; of equal ones the first stored."""
+    if not 0 <= k <= len(ids):
+        raise InfuserError("k does not fit the number of documents", got=k, expected=f"0 to {len(ids)}")
+    return cast(Array, ids[np.argsort(keys, kind="stable")[:k]])
 
 
 class Constraint(Protocol):
@@ -438,10 +444,12 @@ class Trials:
     def from_rows(
         cls, rows: Iterable[tuple[str, int, str, str, float]], start: str, starts: Mapping[str, str] | None = None
     ) -> Trials:
-        """Return trials of (arm, seed, probe, measure, value) rows."""
-        arm, seed, probe, measure, value = zip(*rows, strict=True)
-        columns = (np.array(arm), np.array(seed), np.array(probe), np.array(measure), np.array(value, dtype=np.float64))
-        return cls(*columns, start=start, starts=dict(starts or {}))
+        """Return trials of (arm, seed, probe, measure, value) rows, of which there may be none."""
+        # Named types, since empty columns have none of their own and would spread theirs where trials are pooled.
+        types = {"arm": np.str_, "seed": np.int64, "probe": np.str_, "measure": np.str_, "value": np.float64}
+        given = list(zip(*rows, strict=True)) or [()] * len(types)
+        columns: dict[str, Array] = {name: np.array(x, dtype=types[name]) for name, x in zip(types, given, strict=True)}
+        return cls(**columns, start=start, starts=dict(starts or {}))
 
     @classmethod
     def concat(cls, parts: Sequence[Trials]) -> Trials:
@@ -494,8 +502,12 @@ class Suspicion:
         return suspicion_html(self)
 
     def top(self, k: int) -> Array:
-        """Return the ids of the k most suspicious documents, most suspicious first."""
-        return cast(Array, self.ids[np.argsort(-self.values, kind="stable")[:k]])
+        """Return the ids of the k most suspicious documents, most suspicious first.
+
+        Raises:
+            InfuserError: k is not between 0 and the number of documents.
+        """
+        return _lowest(self.ids, -self.values, k)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def test_the_measure_must_be_known():
         compare(without, "edit")
     with pytest.raises(InfuserError, match="no trials of arm noise on log_odds"):
         compare(several, "noise")
+    with pytest.raises(InfuserError, match="no trials to compare"):
+        compare(Trials.from_rows([], "last_epoch"), "edit")
 
 
 def test_starts_that_differ_or_are_unknown_are_refused():

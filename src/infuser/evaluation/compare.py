@@ -133,6 +133,8 @@ def _only_measure(trials: Trials) -> str:
         return str(names[0])
     if PRIMARY in names:
         return PRIMARY
+    if not names:
+        raise InfuserError("there are no trials to compare", got="no rows")
     raise InfuserError("several things were measured", got=listed(names), remedy="name one with measure=")
 
 
