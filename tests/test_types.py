@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infuser.errors import InfuserError
-from infuser.types import Scores
+from infuser.types import Scores, Suspicion, Trials
 
 
 def test_scores_come_back_from_parquet(tmp_path: Path) -> None:
@@ -29,6 +29,28 @@ def test_documents_are_ranked_by_query() -> None:
     assert scores.bottom(1, q=1).tolist() == [8]
     with pytest.raises(InfuserError, match=r"no such query.*2.*0 to 1"):
         scores.top(1, q=2)
+
+
+@pytest.mark.parametrize("k", [-2, -1, 4, 99])
+def test_a_head_is_as_long_as_asked_or_refused(k: int) -> None:
+    values, ids = np.array([1.0, 3.0, 1.0]), np.array([7, 8, 9])
+    scores, suspicion = Scores(values, ids, "influence", "nats"), Suspicion(values, ids, "loss")
+    assert suspicion.top(3).tolist() == scores.top(3).tolist() == [8, 7, 9]
+    assert scores.bottom(2).tolist() == [7, 9]
+    assert len(suspicion.top(0)) == len(scores.top(0)) == 0
+    for head in (suspicion.top, scores.top, scores.bottom):
+        with pytest.raises(InfuserError, match=rf"k does not fit the number of documents. Got: {k}. Expected: 0 to 3"):
+            head(k)
+
+
+def test_trials_of_no_rows_change_nothing_where_they_are_pooled() -> None:
+    none = Trials.from_rows([], "last_epoch")
+    some = Trials.from_rows(iter([("edit", 3, "p", "log_odds", 0.5)]), "last_epoch", {"edit/3": "weights=a"})
+    assert len(none) == len(none.where(arm="edit")) == 0
+    for pooled in (Trials.concat([none, some]), Trials.concat([some, none])):
+        for name in ("arm", "seed", "probe", "measure", "value"):
+            column, alone = getattr(pooled, name), getattr(some, name)
+            assert (column.tolist(), column.dtype) == (alone.tolist(), alone.dtype)
 
 
 def test_files_that_hold_no_scores_are_named(tmp_path: Path) -> None:

@@ -236,22 +236,21 @@ class Scores:
         return replace(self, values=self.values.mean(0, keepdims=True), queries=(f"mean of {len(self)}",))
 
     def top(self, k: int, q: int = 0) -> Array:
-        """Return the ids of the k most positive documents of query q (proponents), best first."""
-        return self._ranked(-self._of(q), k)
+        """Return the ids of the k most positive documents of query q (proponents), best first.
+
+        Raises:
+            InfuserError: there is no such query, or k is not between 0 and the number of documents.
+        """
+        return _lowest(self.ids, -self._of(q), k)
 
     def bottom(self, k: int, q: int = 0) -> Array:
-        """Return the ids of the k most negative documents of query q (opponents), lowest first."""
-        return self._ranked(self._of(q), k)
+        """Return the ids of the k most negative documents of query q (opponents), lowest first; see `top`."""
+        return _lowest(self.ids, self._of(q), k)
 
     def _of(self, q: int) -> Array:
         if not -len(self.values) <= q < len(self.values):
             raise InfuserError("there is no such query", got=q, expected=f"0 to {len(self.values) - 1}")
         return cast(Array, self.values[q])
-
-    def _ranked(self, keys: Array, k: int) -> Array:
-        if not 0 <= k <= len(self.ids):
-            raise InfuserError("k is larger than the data set", got=k, expected=f"0 to {len(self.ids)}")
-        return cast(Array, self.ids[np.argsort(keys, kind="stable")[:k]])
 
     def _repr_html_(self) -> str:
         from infuser.html import scores_html
@@ -294,6 +293,13 @@ class Scores:
         return cls(values, table["id"].to_numpy(), metadata["method"], metadata["unit"], queries, reasons)
 
 
+def _lowest(ids: Array, keys: Array, k: int) -> Array:
+    """Return the ids of the k lowest keys, lowest first; of equal ones the first stored."""
+    if not 0 <= k <= len(ids):
+        raise InfuserError("k does not fit the number of documents", got=k, expected=f"0 to {len(ids)}")
+    return cast(Array, ids[np.argsort(keys, kind="stable")[:k]])
+
+
 class Constraint(Protocol):
     """What an edit may change."""
 
@@ -316,10 +322,13 @@ class Edit:
         before: (k, ...) stored values (uint8 pixels, token ids).
         after: (k, ...) the same dtype and shape.
         targets_before: (k, ...) labels.
-        targets_after: (k, ...) labels.
+        targets_after: (k, ...) labels, the same dtype and shape.
         constraint: the ball that every document keeps to; None for a replacement without a ball (insert).
         made_by: method and settings, in words.
         gains: (k,) predicted change of f by each document's edit; NaN where nothing was predicted.
+
+    Raises:
+        InfuserError: arrays differ in length, type or shape, a document is named twice, or one leaves the ball.
     """
 
     ids: Array
@@ -338,12 +347,16 @@ class Edit:
             raise InfuserError("an edit's arrays differ in length", got=sorted(sizes), expected=k)
         if len(np.unique(self.ids)) != k:
             raise InfuserError("an edit names a document twice", got=f"{k} ids, {len(np.unique(self.ids))} distinct")
-        if self.before.dtype != self.after.dtype or self.before.shape != self.after.shape:
-            raise InfuserError(
-                "an edit must keep type and shape of its documents",
-                got=f"{self.after.dtype} {self.after.shape}",
-                expected=f"{self.before.dtype} {self.before.shape}",
-            )
+        pairs = {"documents": (self.before, self.after), "targets": (self.targets_before, self.targets_after)}
+        for what, (before, after) in pairs.items():
+            if before.dtype != after.dtype or before.shape != after.shape:
+                raise InfuserError(
+                    f"an edit must keep type and shape of its {what}",
+                    got=f"{after.dtype} {after.shape}",
+                    expected=f"{before.dtype} {before.shape}",
+                )
+        if self.gains is not None and self.gains.shape != (k,):
+            raise InfuserError("an edit has one gain per document", got=self.gains.shape, expected=(k,))
         if self.constraint is not None and k:
             distance = self.constraint.distance(self.before, self.after)
             outside = distance > self.constraint.limit * (1 + 1e-9)
@@ -431,10 +444,12 @@ class Trials:
     def from_rows(
         cls, rows: Iterable[tuple[str, int, str, str, float]], start: str, starts: Mapping[str, str] | None = None
     ) -> Trials:
-        """Return trials of (arm, seed, probe, measure, value) rows."""
-        arm, seed, probe, measure, value = zip(*rows, strict=True)
-        columns = (np.array(arm), np.array(seed), np.array(probe), np.array(measure), np.array(value, dtype=np.float64))
-        return cls(*columns, start=start, starts=dict(starts or {}))
+        """Return trials of (arm, seed, probe, measure, value) rows, of which there may be none."""
+        # Named types, since empty columns have none of their own and would spread theirs where trials are pooled.
+        types = {"arm": np.str_, "seed": np.int64, "probe": np.str_, "measure": np.str_, "value": np.float64}
+        given = list(zip(*rows, strict=True)) or [()] * len(types)
+        columns: dict[str, Array] = {name: np.array(x, dtype=types[name]) for name, x in zip(types, given, strict=True)}
+        return cls(**columns, start=start, starts=dict(starts or {}))
 
     @classmethod
     def concat(cls, parts: Sequence[Trials]) -> Trials:
@@ -487,8 +502,12 @@ class Suspicion:
         return suspicion_html(self)
 
     def top(self, k: int) -> Array:
-        """Return the ids of the k most suspicious documents, most suspicious first."""
-        return cast(Array, self.ids[np.argsort(-self.values, kind="stable")[:k]])
+        """Return the ids of the k most suspicious documents, most suspicious first.
+
+        Raises:
+            InfuserError: k is not between 0 and the number of documents.
+        """
+        return _lowest(self.ids, -self.values, k)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ def test_from_arrays():
         (np.array(["a", "b"]), [0, 1], "another type or shape"),
         (np.zeros(2), [0, 1], "another type or shape"),
         ([[1, 2], [3]], [0, 1], "inputs differ in shape"),
+        (np.zeros((2, 3)), ["0", "1"], "targets of another type.*<U1"),
+        (np.zeros((2, 3)), [0, 1j], "targets of another type.*complex128"),
     ],
 )
 def test_bad_arrays(inputs, targets, message):
@@ -77,6 +79,33 @@ def test_bad_fields():
         Dataset(x, y, "classification", 2, weights=np.ones((2, 1), np.float32))
     with pytest.raises(InfuserError, match="weights that are NaN"):
         Dataset(x, y, "classification", 2, weights=np.array([1, np.nan], np.float32))
+    for weights in ([1, -1], [1, -np.inf]):
+        with pytest.raises(InfuserError, match=r"weights (below 0|that are NaN or infinite).*documents 1"):
+            Dataset(x, y, "classification", 2, weights=np.array(weights, np.float32))
+
+
+def test_a_document_is_dropped_but_never_unlearnt():
+    data = images()
+    assert data.with_weights([2], 0).batch([1, 2]).weights.tolist() == [1, 0]
+    with pytest.raises(InfuserError, match=r"weights below 0.*documents 2, 4\. Expected: 0, which drops"):
+        data.with_weights([2, 4], -0.5)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cat", "cat", "dog"), "two classes have one name.*Got: cat. Expected: distinct"),
+        (("cat", "dog"), "one class name for each class.*Got: 2 names. Expected: 3 names"),
+        (("cat", "dog", "cow", "bee"), "Got: 4 names. Expected: 3 names"),
+    ],
+)
+def test_class_names_are_distinct_and_one_for_each_class(names, message):
+    x, y = np.zeros((3, 4), np.float32), np.array([0, 2, 1])
+    with pytest.raises(InfuserError, match=message):
+        Dataset(x, y, "classification", 3, classes=names)
+    if len(names) < 4:  # more names than labels say how many classes there are
+        with pytest.raises(InfuserError, match=message):
+            Dataset.from_arrays(x, y, classes=names)
 
 
 def test_a_label_cannot_ask_for_a_billion_classes():
@@ -127,6 +156,25 @@ def test_from_torch():
         Dataset.from_torch(Pairs([]))
     with pytest.raises(InfuserError, match=r"differ in shape.*\(1, 2, 2\), \(1, 3, 3\)"):
         Dataset.from_torch(Pairs([(torch.zeros(1, 2, 2), 0), (torch.zeros(1, 3, 3), 0)]))
+
+
+@pytest.mark.parametrize("wrap", [float, np.float64, torch.tensor, lambda y: torch.tensor([y])])
+def test_from_torch_truncates_no_target(wrap):
+    data = Dataset.from_torch(Pairs([(torch.zeros(5), wrap(y)) for y in (0.7, 1.7, -0.6)]))
+    assert (data.kind, data.n_outputs, data.classes) == ("regression", 1, ())
+    np.testing.assert_array_equal(data.targets, np.array([[0.7], [1.7], [-0.6]], np.float32))
+    with pytest.raises(InfuserError, match=r"targets of another type.*with names of classes"):
+        Dataset.from_torch(Pairs([(torch.zeros(5), wrap(0.7))]), classes=("a", "b"))
+
+
+def test_from_torch_takes_targets_as_arrays_are_taken():
+    several = Dataset.from_torch(Pairs([(torch.zeros(5), torch.tensor([0.5, -2.0])) for _ in range(3)]))
+    assert (several.kind, several.targets.tolist()) == ("regression", [[0.5, -2.0]] * 3)
+    for wrap in (np.int32, bool, torch.tensor, lambda y: np.array([y])):
+        labels = Dataset.from_torch(Pairs([(torch.zeros(5), wrap(y)) for y in (1, 0, 1)]))
+        assert (labels.kind, labels.targets.tolist()) == ("classification", [1, 0, 1])
+    with pytest.raises(InfuserError, match="targets differ in shape"):
+        Dataset.from_torch(Pairs([(torch.zeros(5), torch.zeros(2)), (torch.zeros(5), torch.zeros(3))]))
 
 
 def test_from_torch_reads_pil_images_by_channel():
@@ -232,6 +280,25 @@ def test_an_edit_changes_its_documents_alone_and_can_be_undone():
         data.without([4]).apply(edit)
     with pytest.raises(InfuserError, match="made for other documents"):
         Dataset.from_arrays(np.zeros((6, 1, 3, 4), np.uint8), data.targets).apply(edit)
+
+
+def test_an_edit_gives_no_label_that_the_data_would_truncate():
+    data = images()
+    with pytest.raises(InfuserError, match=r"type and shape of its targets.*float64 \(1,\).*int64 \(1,\)"):
+        edit_of(data, [1], targets_after=np.array([1.7]))
+    with pytest.raises(InfuserError, match=r"type and shape of its targets.*int64 \(1, 1\)"):
+        edit_of(data, [1], targets_after=np.array([[2]]))
+    floats = edit_of(data, [1], targets_before=np.array([1.0]), targets_after=np.array([1.7]))
+    with pytest.raises(InfuserError, match=r"made for other documents.*float64 \(\).*int64 \(\)"):
+        data.apply(floats)
+
+
+def test_an_edit_has_one_gain_per_document():
+    data = images()
+    assert edit_of(data, [4, 1], gains=np.array([0.5, np.nan])).gains.tolist()[0] == 0.5
+    for gains in (np.zeros(5), np.zeros((2, 1)), np.zeros(())):
+        with pytest.raises(InfuserError, match=r"one gain per document.*\(2,\)"):
+            edit_of(data, [4, 1], gains=gains)
 
 
 def test_digits():

@@ -90,16 +90,17 @@ def test_texts_are_averaged_over_their_real_tokens() -> None:
     np.testing.assert_allclose(features[:4], penultimate(run, short), rtol=1e-4, atol=1e-5)
     changed = replace(short, inputs=(short.inputs + 1) % 20, targets=(short.targets + 1) % 20)
     assert not np.allclose(features[:4], penultimate(run, changed), rtol=1e-2)
-    assert list(groups_of(data)) == ["all"]
+    (everything,) = groups_of(data)
+    assert everything.tolist() == list(range(12))
     for detector in (detection.SpectralSignatures(), detection.ActivationClustering(), detection.SelfInfluence()):
         assert len(detection.detect(detector, run, data)) == 12
 
 
-def test_groups_are_the_classes() -> None:
+def test_groups_are_the_documents_of_each_label() -> None:
     data = observed()[1]
-    groups = groups_of(data)
-    assert sum(len(rows) for rows in groups.values()) == len(data)
-    assert all((data.targets[rows] == int(name)).all() for name, rows in groups.items())
+    labels = sorted(set(data.targets.tolist()))
+    expected = [[row for row, label in enumerate(data.targets) if label == c] for c in labels]
+    assert [rows.tolist() for rows in groups_of(data)] == expected
 
 
 class _Folded(nn.Module):

@@ -131,6 +131,28 @@ def test_random_documents_may_come_from_a_function():
         arms(documents, {"edit": pixel_edit(), "random_docs": lambda ids: pixel_edit()}, probe())
 
 
+def test_random_documents_are_those_that_the_training_sees():
+    documents = data()[0]
+    asked = []
+
+    def make(ids):
+        asked.append(ids.tolist())
+        chosen = documents[ids]
+        return Edit(ids, chosen.inputs, chosen.inputs ^ np.uint8(1), chosen.targets, chosen.targets, Linf(1), "a bit")
+
+    def draw(of):
+        arms(of, {"edit": pixel_edit(), "random_docs": make}, probe(), ["random_docs"], seed=3)
+        return asked[-1]
+
+    # Where all count, the draw is that of all ids.
+    rng = np.random.default_rng([3, 1])
+    assert draw(documents) == sorted(rng.choice(documents.ids, 12, replace=False).tolist())
+    seen = documents.ids[100:112]
+    assert draw(documents.with_weights(np.setdiff1d(documents.ids, seen), 0)) == sorted(seen.tolist())
+    with pytest.raises(InfuserError, match=r"too few documents to draw.*11 of weight above 0.*at least 12"):
+        draw(documents.with_weights(np.setdiff1d(documents.ids, seen[1:]), 0))
+
+
 @pytest.mark.parametrize(
     ("edits", "target", "controls", "message"),
     [

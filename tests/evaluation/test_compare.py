@@ -37,6 +37,13 @@ def test_missing_pairs_are_named(lost):
     assert compare(holey, "edit", probes=["p0", "p1", "p3"]).estimate.n == 3
 
 
+def test_a_probe_named_twice_is_no_second_probe():
+    trials = table_trials(tables(2, 3))
+    assert compare(trials, "edit", probes=["p1", "p0"]).estimate.n == 2
+    with pytest.raises(InfuserError, match=r"counts once.*Got: p0 more than once"):
+        compare(trials, "edit", probes=["p0", "p1", "p0"])
+
+
 def test_one_value_for_the_whole_model_serves_every_probe():
     trials = Trials.concat(
         [
@@ -67,6 +74,8 @@ def test_the_measure_must_be_known():
         compare(without, "edit")
     with pytest.raises(InfuserError, match="no trials of arm noise on log_odds"):
         compare(several, "noise")
+    with pytest.raises(InfuserError, match="no trials to compare"):
+        compare(Trials.from_rows([], "last_epoch"), "edit")
 
 
 def test_starts_that_differ_or_are_unknown_are_refused():

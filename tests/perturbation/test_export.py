@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infuser.data import folder
 from infuser.errors import InfuserError
 from infuser.perturbation.balls import Linf
 from infuser.perturbation.export import undo_images, write_images
@@ -51,6 +52,18 @@ def test_every_document_is_written_the_same_way(tmp_path):
             assert np.array_equal(np.asarray(image), data.inputs[row, 0])
     write_images(data, tmp_path / "again")
     assert _tree(tmp_path / "again") == tree
+
+
+def test_a_class_without_documents_has_no_folder_and_the_others_keep_their_labels(tmp_path):
+    data = replace(small.images(), classes=("cat", "dog", "owl"))
+    left = data.without(data.ids[data.targets == 1])
+    written = write_images(left, tmp_path / "out")
+    assert sorted(path.name for path in written.iterdir()) == ["cat", "owl"]
+    back = folder(written, classes=data.classes)
+    order = np.argsort(left.targets, kind="stable")  # a folder is read class by class
+    np.testing.assert_array_equal(back.targets, left.targets[order])
+    np.testing.assert_array_equal(back.inputs, left.inputs[order])
+    assert len(folder(written)) == len(left)
 
 
 def test_nothing_is_undone_when_one_document_is_foreign(tmp_path):

@@ -32,12 +32,13 @@ class Dataset:
         kind: what the targets mean.
         n_outputs: classes, vocabulary size or D.
         ids: (N,) int64, unique; 0..N-1 by default.
-        weights: (N,) float32 in the training loss; ones by default.
-        classes: names of the classes, for people.
+        weights: (N,) float32 in the training loss, at least 0; ones by default, 0 drops a document.
+        classes: names of the classes, for people: one for each output, or none.
         name: for tables.
 
     Raises:
-        InfuserError: lengths differ, ids repeat, a float is not finite, or a label is out of range.
+        InfuserError: lengths differ, ids repeat, a float is not finite, a weight is negative, a label is out of range,
+            or the names of the classes repeat or are too few or too many.
 
     >>> ds = Dataset(np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]), "classification", 2)
     >>> len(ds.without([0])), ds[[1]].ids.tolist()
@@ -85,6 +86,9 @@ class Dataset:
         """Return a data set of images (N, C, H, W) or (N, H, W) in uint8, or vectors (N, D) in floats, with targets.
 
         Integer or boolean targets (N,) mean classification, float targets (N,) or (N, D) regression.
+
+        Raises:
+            InfuserError: inputs or targets of another type or shape, or as for `Dataset`.
         """
         inputs, targets = _as_array(inputs, "inputs"), _as_array(targets, "targets")
         if inputs.ndim == 3:
@@ -107,22 +111,34 @@ class Dataset:
             _require_classes(n_outputs)
             classes = tuple(classes) or tuple(str(c) for c in range(n_outputs))
             return cls(inputs, targets.astype(np.int64), "classification", n_outputs, classes=classes, name=name)
+        if classes or not np.issubdtype(targets.dtype, np.floating):
+            raise InfuserError(
+                "targets of another type",
+                got=f"{targets.dtype}{' with names of classes' if classes else ''}",
+                expected="integers or booleans of classes, or floats without names of classes",
+            )
         targets = targets.astype(np.float32).reshape(len(targets), -1)
         return cls(inputs, targets, "regression", targets.shape[1], name=name)
 
     @classmethod
     def from_torch(cls, dataset: Any, *, classes: Sequence[str] = (), name: str = "torch") -> Dataset:
-        """Return a data set of a torch Dataset of (input, label) pairs, read once from first to last.
+        """Return a data set of a torch Dataset of (input, target) pairs, read once from first to last.
 
-        Float images must lie in [0, 1] on the grid of 1/255, since edits are stored in 8 bits.
+        Float images must lie in [0, 1] on the grid of 1/255, since edits are stored in 8 bits. What targets mean is
+        told by their type, as in `from_arrays`.
+
+        Raises:
+            InfuserError: the data set is empty, its images are not of 8 bits, or as for `from_arrays`.
         """
         if len(dataset) == 0:
-            raise InfuserError("the torch data set is empty", expected="at least one (input, label) pair")
+            raise InfuserError("the torch data set is empty", expected="at least one (input, target) pair")
         pairs = [dataset[i] for i in range(len(dataset))]
         inputs = _as_array([_channels_first(x) for x, _ in pairs], "inputs")
         if np.issubdtype(inputs.dtype, np.floating) and inputs.ndim == 4:
             inputs = _to_uint8(inputs)
-        return cls.from_arrays(inputs, np.asarray([int(y) for _, y in pairs]), classes=classes, name=name)
+        # Some data sets hold their labels as arrays of one number.
+        targets = _as_array([np.asarray(y).squeeze() for _, y in pairs], "targets")
+        return cls.from_arrays(inputs, targets, classes=classes, name=name)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -185,15 +201,16 @@ class Dataset:
         """Return the data set with the edited documents in place.
 
         Raises:
-            InfuserError: a document's stored value is not what the edit was made for.
+            InfuserError: a document's stored value, or its type or shape, is not what the edit was made for.
         """
         where = self.positions(edit.ids)
-        if edit.before.dtype != self.inputs.dtype or edit.before.shape[1:] != self.input_shape:
-            raise InfuserError(
-                "the edit was made for other documents",
-                got=f"{edit.before.dtype} {edit.before.shape[1:]}",
-                expected=f"{self.inputs.dtype} {self.input_shape}",
-            )
+        for made_for, mine in ((edit.before, self.inputs), (edit.targets_before, self.targets)):
+            if made_for.dtype != mine.dtype or made_for.shape[1:] != mine.shape[1:]:
+                raise InfuserError(
+                    "the edit was made for other documents",
+                    got=f"{made_for.dtype} {made_for.shape[1:]}",
+                    expected=f"{mine.dtype} {mine.shape[1:]}",
+                )
         same = (self.inputs[where] == edit.before).reshape(len(where), -1).all(1)
         same &= (self.targets[where] == edit.targets_before).reshape(len(where), -1).all(1)
         if not same.all():
@@ -302,9 +319,29 @@ def _check_values(ds: Dataset) -> None:
                     expected="finite numbers",
                     remedy="remove these documents with without(ids) or mend their source",
                 )
+    if (ds.weights < 0).any():
+        raise InfuserError(
+            f"{ds.name} holds weights below 0",
+            got=f"documents {listed(ds.ids[ds.weights < 0].tolist())}",
+            expected="0, which drops a document, or more",
+        )
     if ds.kind == "classification":
         _require_labels(ds.targets, ds.n_outputs, ds.ids)
         _require_classes(ds.n_outputs)
+        _require_names(ds.classes, ds.n_outputs)
+
+
+def _require_names(classes: Sequence[str], n_outputs: int) -> None:
+    if classes and len(classes) != n_outputs:
+        raise InfuserError(
+            "there is not one class name for each class", got=f"{len(classes)} names", expected=f"{n_outputs} names"
+        )
+    if len(set(classes)) != len(classes):
+        raise InfuserError(
+            "two classes have one name",
+            got=listed(sorted({name for name in classes if classes.count(name) > 1})),
+            expected="distinct names",
+        )
 
 
 def _require_classes(n_outputs: int) -> None:

@@ -49,7 +49,7 @@ class ActivationClustering:
         """Return the side of every document; 0 in classes too small to split."""
         features = penultimate(run, data)
         values = np.zeros(len(data))
-        for rows in groups_of(data).values():
+        for rows in groups_of(data):
             values[rows] = self.sides(features[rows])
         return Suspicion(values, data.ids, f"activation clustering, {self.components} components, seed {self.seed}")
 

@@ -61,12 +61,11 @@ def _read(run: Run, data: Dataset, checkpoint: int, *, keep: bool) -> tuple[Arra
     return found, torch.cat(outputs).double().cpu().numpy() if keep else np.zeros(0)
 
 
-def groups_of(data: Dataset) -> dict[str, Array]:
-    """Return name -> positions of the documents that are compared with each other: classes, or all where none are."""
+def groups_of(data: Dataset) -> list[Array]:
+    """Return positions of the documents that are compared with each other: of each label, or all where none are."""
     if data.kind != "classification":
-        return {"all": np.arange(len(data))}
-    names = data.classes or tuple(str(c) for c in range(data.n_outputs))
-    return {names[c]: np.flatnonzero(data.targets == c) for c in np.unique(data.targets)}
+        return [np.arange(len(data))]
+    return [np.flatnonzero(data.targets == c) for c in np.unique(data.targets)]
 
 
 def _last_linear(model: nn.Module, inputs: Tensor) -> nn.Linear:

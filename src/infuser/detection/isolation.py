@@ -56,7 +56,7 @@ class GradientIsolation:
             features, outputs = penultimate_and_outputs(run, data, checkpoint)
             residual = softmax(outputs, axis=1)
             residual[np.arange(len(data)), data.targets] -= 1
-            for rows in groups_of(data).values():
+            for rows in groups_of(data):
                 total[rows] += isolation(residual[rows], features[rows], self.k)
         told = f"gradient isolation, k = {self.k}, {len(chosen)} checkpoints"
         return Suspicion(total / len(chosen), data.ids, told)

@@ -41,7 +41,7 @@ class SpectralSignatures:
         """Return the squared projections."""
         features = penultimate(run, data)
         values = np.zeros(len(data))
-        for rows in groups_of(data).values():
+        for rows in groups_of(data):
             values[rows] = projections(features[rows], self.components)
         return Suspicion(values, data.ids, f"spectral signatures, {self.components} components")
 

@@ -37,13 +37,15 @@ def arms(
     Args:
         data: the clean training data.
         edits: name -> edit. The one called "edit", else the first, is what noise and insert copy. Under "random_docs" a
-            function of k randomly drawn ids is accepted as well. A control given here is used as it is.
+            function of k randomly drawn ids is accepted as well; documents of weight 0 are not drawn. A control given
+            here is used as it is.
         probe: a measurement of one document, with `.documents` and `.labels`; needed by insert_1 and insert_k.
         controls: which controls to make; those of `_GIVEN` must be among the edits.
         seed: of the noise and of the random documents.
 
     Raises:
-        InfuserError: a control is unknown, or needs an edit or a probe that was not given.
+        InfuserError: a control is unknown, or needs an edit or a probe that was not given, or fewer documents than
+            the edit has count in the training, so that random ones cannot be drawn.
     """
     main = _main(edits, controls)
     made: list[Arm] = []
@@ -96,7 +98,12 @@ def _control(name: str, edit: Edit, data: Dataset, probe: Any, seed: int) -> Edi
 def _on_random_documents(name: str, make: Callable[[Array], Edit], data: Dataset, k: int, seed: int) -> Edit:
     if name != "random_docs":
         raise InfuserError(f"{name} must be an edit", got="a function", remedy="only random_docs may be a function")
-    drawn = np.sort(np.random.default_rng([seed, 1]).choice(data.ids, size=k, replace=False))
+    counting = data.ids[data.weights > 0]  # no method edits a document that the training does not see
+    if len(counting) < k:
+        raise InfuserError(
+            "too few documents to draw from", got=f"{len(counting)} of weight above 0", expected=f"at least {k}"
+        )
+    drawn = np.sort(np.random.default_rng([seed, 1]).choice(counting, size=k, replace=False))
     edit = make(drawn)
     if set(edit.ids.tolist()) != set(drawn.tolist()):
         raise InfuserError(

@@ -62,8 +62,8 @@ def compare(
         bootstrap: how intervals are made.
 
     Raises:
-        InfuserError: a pair is missing (it is named), or the arms did not start from the same weights, optimiser state
-            and documents.
+        InfuserError: a pair is missing (it is named), `probes` names one twice, or the arms did not start from the same
+            weights, optimiser state and documents.
     """
     pairs = paired(trials, arm, control, measure, probes)
     table, unit = pairs.difference, "probes"
@@ -107,6 +107,8 @@ def paired(
         wanted = {probe for probe, _ in treated}
         untreated = {(probe, seed): value for (_, seed), value in untreated.items() for probe in wanted}
     chosen = list(probes) if probes is not None else sorted({p for p, _ in [*treated, *untreated]})
+    if twice := sorted({probe for probe in chosen if chosen.count(probe) > 1}):
+        raise InfuserError("a probe counts once", got=f"{listed(twice)} more than once", expected="distinct probes")
     seeds = sorted({s for p, s in [*treated, *untreated] if p in chosen})
     grid = [(probe, seed) for probe in chosen for seed in seeds]
     missing = [f"{arm} {key}" for key in grid if key not in treated]
@@ -131,6 +133,8 @@ def _only_measure(trials: Trials) -> str:
         return str(names[0])
     if PRIMARY in names:
         return PRIMARY
+    if not names:
+        raise InfuserError("there are no trials to compare", got="no rows")
     raise InfuserError("several things were measured", got=listed(names), remedy="name one with measure=")
 
 

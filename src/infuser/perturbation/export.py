@@ -23,7 +23,8 @@ def write_images(data: Dataset, folder: str | os.PathLike[str]) -> Path:
     """Write every document to folder/CLASS/ID.png and return the folder.
 
     All files are written by the same encoder with the same settings, so that equal pixels give equal bytes and the
-    format of a file says nothing about whether its document was edited. The folder appears once it is whole.
+    format of a file says nothing about whether its document was edited. The folder appears once it is whole. A class
+    without documents gets no folder: `data.folder(folder, classes=data.classes)` reads the others under their labels.
 
     Raises:
         InfuserError: the documents are not 8-bit images with one label each, the folder exists and is not empty, a
@@ -42,8 +43,8 @@ def write_images(data: Dataset, folder: str | os.PathLike[str]) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
-        for name in classes:
-            (temporary / name).mkdir()
+        for label in np.unique(data.targets):
+            (temporary / classes[label]).mkdir()
         for row in track(range(len(data)), f"writing {len(data)} images"):
             path = temporary / classes[int(data.targets[row])] / _file_name(int(data.ids[row]))
             path.write_bytes(encode(data.inputs[row], "png"))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from infuser.studies.planted import finding
 from infuser.studies.suspects import observed, recall_at, search
 from infuser.studies.worlds import Stories, TextPoison
 from infuser.training import train, without_traces
-from infuser.types import Array, Edit, Suspicion
+from infuser.types import Array, Edit
 
 SCHEMA = 2  # of results and parts
 DEPTHS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # shares of the list that recall is stated at
@@ -273,8 +273,8 @@ def _table(settings: Audit, data: Dataset, facts: Mapping[str, Any]) -> dict[str
     by = ranked_by(settings, suspicions)
     order = np.argsort(-suspicions[by], kind="stable")
     single = [name for name in suspicions if not name.startswith("fused")]
-    depth = min(max(_AGREED, round(settings.depth * len(data))), len(data))
-    tops = {name: np.isin(data.ids, Suspicion(suspicions[name], data.ids, name).top(depth)) for name in single}
+    depth = max(_AGREED, round(settings.depth * len(data)))
+    tops = {name: in_top(suspicions[name], depth) for name in single}
     near = [facts["near"].get(str(i), []) for i in data.ids[order].tolist()]
     table: dict[str, Any] = {
         "rank": np.arange(1, len(data) + 1),
@@ -290,6 +290,16 @@ def _table(settings: Audit, data: Dataset, facts: Mapping[str, Any]) -> dict[str
     if "influence" in suspicions:
         table["influence"] = suspicions["influence"][order]
     return table | {f"detector: {name}": suspicions[name][order] for name in suspicions}
+
+
+def in_top(values: Array, depth: int) -> Array:
+    """Return which values (N,) are among the `depth` highest, (N,) bool: those above the next one behind them.
+
+    Values that tie across the cut are not among them, since only storage order would tell them apart; so a detector
+    that gives one value to all has no top.
+    """
+    behind = min(depth, len(values) - 1)
+    return cast(Array, values > np.sort(values)[::-1][behind])
 
 
 def _notes(settings: Audit, material: Material, table: Mapping[str, Any]) -> tuple[str, ...]:

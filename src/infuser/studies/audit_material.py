@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,8 +139,17 @@ class Labelled:
         return Documents(few.ids, few.inputs, few.targets, self.data.classes)
 
     def export(self, removed: Array, folder: Path) -> None:
-        """Write a folder of images: all that were read but these."""
-        write_images(self.every.without(removed), folder)
+        """Write a folder of images: all that were read but these; warn of classes of which nothing is left."""
+        left = self.every.without(removed)
+        write_images(left, folder)
+        gone = np.setdiff1d(self.every.targets, left.targets)
+        if len(gone):
+            named = self.every.classes or tuple(str(c) for c in range(self.every.n_outputs))
+            warnings.warn(
+                f"{folder.name} holds nothing of class {listed([named[c] for c in gone])}: read without classes=, the "
+                "classes behind it get other label numbers",
+                stacklevel=2,
+            )
 
 
 @dataclass(frozen=True)
