@@ -17,7 +17,7 @@ from infuser.curvature.operator import Origin, eigenbasis, require_regular
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError
 from infuser.params import flatten, trainable, unflatten
-from infuser.tasks import Labels, Task, task_of
+from infuser.tasks import Labels, Task, plain_attention, task_of
 from infuser.types import Batch, Damping, Params
 
 _LARGEST = 20_000  # parameters: 3 GB for the matrix in float64
@@ -32,12 +32,14 @@ class Dense:
         eigenvalues: (P,).
         shapes: of the parameters, by name.
         origin: what it was made from.
+        precision: of the gradients that H was summed from.
     """
 
     vectors: Tensor = field(repr=False)
     eigenvalues: Tensor = field(repr=False)
     shapes: dict[str, tuple[int, ...]]
     origin: Origin
+    precision: torch.dtype = torch.float64
 
     def matvec(self, vectors: Params) -> Params:
         """Return H v for tensors (Q, *shape)."""
@@ -56,7 +58,7 @@ class Dense:
         for damping in dampings:
             added = damping.value * (self.eigenvalues.mean() if damping.kind == "relative" else 1.0)
             total = self.eigenvalues + added
-            require_regular("all parameters", total, damping)
+            require_regular("all parameters", total, damping, self.precision)
             yield self._apply(vectors, 1 / total)
 
     def matrix(self) -> Tensor:
@@ -104,9 +106,9 @@ def fit_dense(run: Run, data: Dataset, *, labels: Labels = "exact", seed: int = 
     eigenvalues, vectors = eigenbasis("all", (total / len(data)).unsqueeze(0))
     assert vectors is not None, "a square matrix has eigenvectors"
     shapes = {name: tuple(p.shape) for name, p in params.items()}
-    return Dense(
-        vectors[0].to(run.device), eigenvalues[0].to(run.device), shapes, origin_of("dense", run, data, how, len(data))
-    )
+    origin = origin_of("dense", run, data, how, len(data))
+    precision = next(iter(params.values())).dtype
+    return Dense(vectors[0].to(run.device), eigenvalues[0].to(run.device), shapes, origin, precision)
 
 
 def _rows(model: nn.Module, params: Params, task: Task, batch: Batch, how: Pass) -> Iterator[Tensor]:
@@ -121,4 +123,6 @@ def _rows(model: nn.Module, params: Params, task: Task, batch: Batch, how: Pass)
         return gradient
 
     for cotangent in how.cotangents(task, batch)(outputs):
-        yield flatten(vmap(one)(fed, cotangent), batch_dims=1)
+        with plain_attention():
+            rows = flatten(vmap(one)(fed, cotangent), batch_dims=1)
+        yield rows

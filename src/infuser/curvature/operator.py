@@ -141,17 +141,27 @@ class KroneckerEigen:
         return f"KroneckerEigen({self.origin}, {len(self.blocks)} layers)"
 
 
-def require_regular(what: str, damped: Tensor, damping: Damping) -> None:
+def require_regular(what: str, damped: Tensor, damping: Damping, precision: torch.dtype | None = None) -> None:
     """Refuse to divide by damped eigenvalues that are zero, or zero but for rounding where nothing was added.
+
+    Args:
+        what: they are eigenvalues of.
+        damped: eigenvalues with the damping added.
+        damping: that was added.
+        precision: of what the matrix was summed from; None for that of `damped`.
 
     Raises:
         InfuserError: one is.
     """
-    floor = damped.max() * torch.finfo(damped.dtype).eps if damping.value == 0 else 0.0
+    floor = damped.max() * torch.finfo(precision or damped.dtype).eps if damping.value == 0 else 0.0
     if not bool((damped > floor).all()):
         raise InfuserError(
             f"the curvature of {what} is singular at damping {damping}",
-            causes=["damping 0 with fewer documents than parameters", "there is no gradient at all"],
+            causes=[
+                "damping 0 with fewer documents than parameters",
+                "damping 0 with parameters that together change nothing, as a common offset of all logits",
+                "there is no gradient at all",
+            ],
             remedy="use a positive damping, absolute where there is no gradient",
         )
 
