@@ -164,7 +164,6 @@ def test_a_run_that_nobody_touched_is_whole(folder: Path) -> None:
         (lambda folder: (folder / "parts" / "clean.json").unlink(), "clean: missing"),
         (lambda folder: (folder / "trials.parquet").unlink(), "there are no trials"),
         (lambda folder: (folder / "results.json").write_text("{}"), "base_seed: missing; the parts give 0"),
-        (lambda folder: (folder / "results.json").write_text("[]"), "the parts give"),
         (_says(lambda r: r["regimes"]["scratch"]["arms"]["edit"].update(flips=7)), "scratch.arms.edit.flips: 7; the"),
         (_says(lambda r: r["regimes"]["scratch"]["arms"]["edit"].update(test_accuracy=1)), "test_accuracy: 1; the"),
         (_says(lambda r: r["regimes"]["scratch"]["arms"]["noise"].update(mean_delta_p=0.9)), "mean_delta_p: 0.9; the"),
@@ -206,6 +205,12 @@ def test_another_version_may_word_it_otherwise_but_not_count_otherwise(
     assert _wrong(folder) == ""
     _json(folder / "results.json", lambda r: r.update(n_edited=1))
     assert "n_edited: 1; the parts give 3\n      it was made with infuser" in _wrong(folder)
+
+
+def test_results_of_no_study_are_an_error(folder: Path) -> None:
+    (folder / "results.json").write_text("5")
+    with pytest.raises(InfuserError, match="not what a study writes"):
+        verify_run(folder)
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
