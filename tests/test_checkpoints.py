@@ -223,6 +223,11 @@ def test_models_are_fresh_and_checkpoints_stay(run):
     assert not torch.equal(run.model(0)[1].weight, run.model(2)[1].weight)
 
 
+def test_a_model_that_cannot_be_built_says_why():
+    with pytest.raises(InfuserError, match=r"shape \(1, 4, 4\) and 3 outputs cannot be built.*negative dimension"):
+        build(lambda shape, n: inf.models.simple_cnn(shape, n, width=-4), (1, 4, 4), 3, 0)
+
+
 def test_building_is_seeded_and_keeps_the_global_state():
     torch.manual_seed(3)
     state = torch.get_rng_state()

@@ -164,6 +164,15 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     assert "this is not a run folder" in output
 
 
+@pytest.mark.parametrize("held", ["[]", "{}", "5", '{"suspects": []}', '{"removal": 1}', '{"mode": 1}'])
+def test_results_of_no_study_are_refused_in_one_line(held: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(held)
+    code, output = _invoke("show", str(tmp_path))
+    assert code == 2
+    assert "results.json is not what a study writes" in output
+    assert "Remedy" in output
+
+
 def test_reports_compare_runs(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "two.html"
     code, output = _invoke("report", str(folder), "--out", str(out))

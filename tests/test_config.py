@@ -132,6 +132,7 @@ def _every_setting_is_explained(text: str) -> None:
         ("pool=0.5", "the pool of post_edit is out of range"),
         ("radius=0.5", "holds no edit that 8 bits can store"),
         ("recipe.threads=0", "threads is out of range"),
+        ("recipe.threads=100000", "1 to 1024, or null"),
         ("victims=[{model: mlp}, {model: mlp}]", "victims is out of range.*distinct"),
         ("controls=[clean_room]", "controls"),
         ("recipe.lr", "key=value"),
@@ -223,3 +224,11 @@ def test_merge_and_override_leave_their_arguments_alone() -> None:
 def test_a_setting_that_yaml_stumbles_over_is_named(text: str) -> None:
     with pytest.raises(InfuserError, match="the value of k is not valid YAML"):
         override({}, [f"k={text}"])
+
+
+@pytest.mark.parametrize("setting", ["recipe.epochs=true", "recipe.lr=true", "k=false", "seeds=[true]", "limit=true"])
+def test_true_is_no_number(setting: str) -> None:
+    where = setting.partition("=")[0]
+    with pytest.raises(InfuserError, match=f"{where} is out of range.*no true or false"):
+        settings_of("digits", [setting])
+    settings_of("digits", ["model_options={bias: true}"])  # what a model takes is for the model to say

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from infuser.errors import InfuserError
-from infuser.storage import atomic_folder, atomic_path, hash_arrays, hash_file, plain, read_json, write_json, write_text
+from infuser.storage import (
+    atomic_folder,
+    atomic_path,
+    hash_arrays,
+    hash_file,
+    plain,
+    read_json,
+    sweep,
+    write_json,
+    write_text,
+)
 
 
 def files(folder):
@@ -100,13 +110,110 @@ def test_a_failure_keeps_the_old_folder(tmp_path, failure):
     assert files(tmp_path) == ["epoch", "epoch/old"]
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
-    for stale in (".epoch.tmp", ".epoch.old"):
-        (tmp_path / stale).mkdir()
-        (tmp_path / stale / "half").write_text("x")
-    with atomic_folder(tmp_path / "epoch") as temporary:
-        (temporary / "whole").write_text("x")
-    assert files(tmp_path) == ["epoch", "epoch/whole"]
+def put(path, text):
+    with atomic_folder(path) as temporary:
+        (temporary / text).write_text(text)
+
+
+def test_what_a_killed_process_was_writing_is_removed_when_it_is_surely_dead(tmp_path):
+    names = (f".epoch.{'0' * 16}.tmp", f".epoch.{'1' * 16}.tmp", f".epoch.{'2' * 16}.old")
+    living, dead, old = (tmp_path / name for name in names)
+    put(tmp_path / "epoch", "one")
+    for stale in (living, dead, old):
+        stale.mkdir()
+        (stale / "half").write_text("x")
+    os.utime(dead, (0, 0))
+    put(tmp_path / "epoch", "two")
+    assert files(tmp_path) == [living.name, f"{living.name}/half", "epoch", "epoch/two"]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def killed_between_the_renames(tmp_path, monkeypatch):
+    """A folder whose second writer got as far as moving the first version away, and cleaned nothing up."""
+    put(tmp_path / "epoch", "one")
+    rename = Path.replace
+
+    def last(self, target):
+        rename(self, target)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", last)
+        patch.setattr("infuser.storage.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("infuser.storage._sweep", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            put(tmp_path / "epoch", "two")
+    assert not (tmp_path / "epoch").exists()
+    return tmp_path
+
+
+def test_what_was_moved_away_for_nothing_is_put_back(killed_between_the_renames):
+    path = killed_between_the_renames / "epoch"
+
+    def fail():
+        with atomic_folder(path) as temporary:
+            assert files(path) == ["one"]
+            (temporary / "three").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert files(path) == ["one"]
+    put(path, "four")
+    assert files(path) == ["four"]
+
+
+def test_whoever_alone_writes_to_a_folder_removes_everything_that_was_left(killed_between_the_renames):
+    write_text(killed_between_the_renames / "a.txt", "mine")
+    (killed_between_the_renames / ".mine.tmp").write_text("of another program")
+    sweep(killed_between_the_renames.parent)
+    assert files(killed_between_the_renames) == [".mine.tmp", "a.txt", "epoch", "epoch/one"]
+
+
+def test_a_rename_that_fails_keeps_the_old_folder(tmp_path, monkeypatch):
+    put(tmp_path / "epoch", "one")
+    rename = Path.replace
+
+    def refused(self, target):
+        if self.suffix == ".tmp":
+            raise OSError(errno.EIO, "no")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refused)
+        with pytest.raises(OSError, match="no"):
+            put(tmp_path / "epoch", "two")
+    assert files(tmp_path) == ["epoch", "epoch/one"]
+
+
+def test_two_writers_of_one_folder_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "epoch"
+    with atomic_folder(path) as one:
+        (one / "one").write_text("one")
+        with atomic_folder(path) as other:
+            (other / "other").write_text("other")
+        assert files(path) == ["other"]
+    assert files(tmp_path) == ["epoch", "epoch/one"]
+
+
+def test_a_writer_that_comes_between_the_renames_of_another(tmp_path, monkeypatch):
+    path, rename = tmp_path / "epoch", Path.replace
+    put(path, "one")
+
+    def interleaved(self, target):
+        moved = rename(self, target)
+        if Path(target).suffix == ".old":
+            monkeypatch.setattr(Path, "replace", rename)
+            put(path, "other")
+        return moved
+
+    monkeypatch.setattr(Path, "replace", interleaved)
+    put(path, "two")
+    assert files(tmp_path) == ["epoch", "epoch/two"]
 
 
 def test_json_round_trip_is_deterministic(tmp_path):

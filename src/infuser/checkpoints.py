@@ -153,7 +153,11 @@ class Run:
 
 
 def build(builder: Builder, input_shape: tuple[int, ...], n_outputs: int, seed: int) -> nn.Module:
-    """Return builder(input_shape, n_outputs) with parameters drawn from `seed`; the global random state is kept."""
+    """Return builder(input_shape, n_outputs) with parameters drawn from `seed`; the global random state is kept.
+
+    Raises:
+        InfuserError: the builder is no function, fails, or gives a model without trainable parameters.
+    """
     given: object = builder
     if not callable(given):
         remedy = "pass a function such as infuser.models.tiny_resnet"
@@ -162,7 +166,14 @@ def build(builder: Builder, input_shape: tuple[int, ...], n_outputs: int, seed: 
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = builder(input_shape, n_outputs)
+        try:
+            model = builder(input_shape, n_outputs)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise InfuserError(
+                f"the model for documents of shape {input_shape} and {n_outputs} outputs cannot be built",
+                got=f"{type(error).__name__}: {error}",
+                causes=["an option that the model cannot take", "documents of another shape than it is made for"],
+            ) from error
     if not trainable(model):
         raise InfuserError("the model has no trainable parameters", got=type(model).__name__)
     return model

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from infuser.errors import InfuserError, listed
+from infuser.errors import InfuserError, listed, require
 
 C = TypeVar("C")
 MAX_BYTES = 1_000_000  # a config is text that a person wrote; anything larger is not one
@@ -232,7 +232,14 @@ def _check_keys(cls: Any, values: Any, path: tuple[str, ...]) -> None:
                 expected=", ".join(sorted(fields)),
                 remedy=f"did you mean {'.'.join((*path, close[0]))}?" if close else None,
             )
+        # Read as numbers, true and false would be 1 and 0.
+        if any(isinstance(item, bool) for item in (value if isinstance(value, list) else [value])):
+            require(where, value, _takes_bool(hints[key]), "no true or false")
         _check_keys(hints[key], value, (*path, key))
+
+
+def _takes_bool(hint: Any) -> bool:
+    return hint in (bool, Any) or any(_takes_bool(part) for part in typing.get_args(hint))
 
 
 def _dataclasses_in(cls: Any) -> list[type]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,9 @@ from typing import Any
 import numpy as np
 
 from infuser.errors import InfuserError
+
+_LEFT = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.(?P<kind>tmp|old)")
+_DAY = 24 * 60 * 60.0  # seconds; no checkpoint takes as long to write
 
 
 @contextmanager
@@ -28,7 +34,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         InfuserError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = _beside(path, "tmp")
     with _clear_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,29 +52,77 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that takes its name once the block has ended without an error.
 
-    An older folder of that name is replaced. What a killed process left behind is removed by the next call.
+    An older folder of that name is replaced; of several writers at once, each leaves a whole folder, and the last one's
+    stays. If a process was killed between moving the older folder away and putting its own there, the next call begins
+    by putting the older one back. Half-written folders are removed a day after they were touched last.
 
     Raises:
         InfuserError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    temporary = _beside(path, "tmp")
     with _clear_errors(path):
         try:
-            for stale in (temporary, old):
-                shutil.rmtree(stale, ignore_errors=True)
+            _sweep(path.parent.glob(".*"), idle=_DAY)
             temporary.mkdir(parents=True)
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
-            # Moved away rather than deleted: a crash while deleting would leave a part of it under its name.
-            with suppress(FileNotFoundError):
-                path.replace(old)
-            temporary.replace(path)
+            _put(temporary, path)
         finally:
-            for stale in (temporary, old):
-                shutil.rmtree(stale, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            _sweep(path.parent.glob(".*"), idle=_DAY)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Give a folder its name, in the place of what has it."""
+    while True:
+        # Moved away rather than deleted: a crash while deleting would leave a part of it under its name.
+        with suppress(FileNotFoundError):
+            path.replace(_beside(path, "old"))
+        try:
+            temporary.replace(path)
+            return
+        except OSError as error:  # another writer came between the two
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Put right what killed processes left anywhere in `folder`; only for whoever alone writes there.
+
+    What they had moved away and not replaced takes its name again; what they were writing is removed.
+    """
+    _sweep(Path(folder).rglob(".*"), idle=-math.inf)
+
+
+def _sweep(paths: Iterable[Path], idle: float) -> None:
+    """Put right what was left among `paths`, sparing what was written to in the last `idle` seconds."""
+    left = [(path, found) for path in paths if (found := _LEFT.fullmatch(path.name))]
+    # The newest first: should several older versions have been left, it is the one to put back.
+    for path, found in sorted(left, key=lambda each: _changed(each[0]), reverse=True):
+        name = path.with_name(found["name"])
+        if found["kind"] == "old" and not name.exists():
+            with suppress(OSError):
+                path.replace(name)
+        elif found["kind"] == "old" or time.time() - _changed(path) >= idle:
+            shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):  # a file, or a link, which rmtree does not follow
+                path.unlink()
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """Return a name beside `path` that nobody else takes."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{kind}")
+
+
+def _changed(path: Path) -> float:
+    """Return when a file or folder was written to last, in seconds; infinity if it is gone."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def _flush(path: Path) -> None:

@@ -84,7 +84,8 @@ class Recipe:
         require("lr", self.lr, np.isfinite(self.lr) and self.lr > 0, "a positive number")
         require("momentum", self.momentum, 0 <= self.momentum < 1, "0 <= momentum < 1")
         require("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        require("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1, or null")
+        # Where threads cannot be started, libraries fail on import and say something else.
+        require("threads", self.threads, self.threads is None or 1 <= self.threads <= 1024, "1 to 1024, or null")
         require("seed", self.seed, 0 <= self.seed < 2**63, "0 <= seed < 2**63")
         require("optimizer", self.optimizer, self.optimizer in ("sgd", "adamw"), "sgd or adamw")
         require("schedule", self.schedule, self.schedule in ("constant", "cosine", "linear"), "a known schedule")

@@ -23,8 +23,11 @@ def data(n=300, classes=3, seed=0):
 def test_permutation_p_counts():
     assert permutation_p(np.array([0.5, 2.0, -1.0]), np.array([0.0, 1.0, 2.0])) == pytest.approx([0.75, 0.5, 1.0])
     assert np.isnan(permutation_p(np.nan, np.array([1.0])))
-    with pytest.raises(InfuserError, match="empty or not finite"):
-        permutation_p(1.0, np.array([]))
+    infinite = np.array([-np.inf, 0.0, np.inf])
+    assert permutation_p(np.array([-np.inf, 0.5, np.inf]), infinite) == pytest.approx([1.0, 0.5, 0.5])
+    for null in ([], [0.0, np.nan]):
+        with pytest.raises(InfuserError, match="empty or not of numbers"):
+            permutation_p(1.0, np.array(null))
 
 
 def test_random_groups_are_rejected_at_the_nominal_rate_and_influential_ones_always():
@@ -96,6 +99,20 @@ def test_conformal_p_values_keep_the_false_discovery_rate_and_find_what_stands_o
     assert at5 <= 1.5 * 0.05
     assert at1 <= 1.5 * 0.01
     assert at5 == pytest.approx(0.05, abs=0.012)  # and it is no test that never rejects
+
+
+def test_infinite_scores_of_the_reference_count_and_those_that_are_missing_are_told():
+    tested = [3.0, np.inf, -5.0, np.nan]
+    result = find(scores([*tested, 1.0, 2.0, np.inf, -np.inf]), reference=[4, 5, 6, 7])
+    assert result.ids.tolist() == [1, 0, 2, 3]
+    assert result.p[:3] == pytest.approx([2 / 5, 2 / 5, 4 / 5])  # one infinite score is at least as large as any
+    assert np.isnan(result.p[3])
+    assert "if the 4 reference documents are" in result.claim
+    result = find(scores([*tested, 1.0, 2.0, np.nan, np.inf]), reference=[4, 5, 6, 7])
+    assert result.p[:3] == pytest.approx([2 / 4, 2 / 4, 1.0])
+    assert "if the 3 of 4 reference documents that have a score are a random sample of clean ones" in result.claim
+    with pytest.raises(InfuserError, match="no reference document has a score"):
+        find(scores([1.0, np.nan]), reference=[1])
 
 
 def test_a_reference_that_is_not_exchangeable_breaks_the_level():

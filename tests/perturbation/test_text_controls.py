@@ -11,6 +11,7 @@ from infuser.perturbation.perturb import perturb
 from infuser.perturbation.text_controls import clean_rewrite, explicit, showing, swap
 from infuser.perturbation.text_manifest import (
     load_text_edit,
+    recorded,
     save_text_edit,
     text_distances,
     token_diff,
@@ -140,3 +141,51 @@ def test_a_manifest_that_lacks_something_is_named(tmp_path: Path, gone: str) -> 
     file.write_text(json.dumps(value))
     with pytest.raises(InfuserError, match=f"lacks {gone}"):
         load_text_edit(tmp_path, small.data(), CODEC)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("id", 10**30),
+        ("id", True),
+        ("before_sha256", 7),
+        ("loss_from", []),
+        ("loss_from", ["a", "b"]),
+        ("loss_from", [0, 1.5]),
+        ("loss_from", [None, None]),
+        ("gain", "x"),
+        ("gain", 10**400),
+        ("gain", float("inf")),
+        ("perplexity_ratio", "a"),
+        ("substitution_gains", [1]),
+        ("substitution_gains", "x"),
+        ("substitution_gains", [[0.5, 1.0]]),
+        ("share", "x"),
+        ("share", [1]),
+        ("made_by", None),
+    ],
+)
+def test_a_manifest_that_was_damaged_by_hand_names_its_field(tmp_path: Path, field: str, value: object) -> None:
+    made = edit()
+    file = save_text_edit(made, tmp_path, CODEC)
+    manifest = json.loads(file.read_text())
+    (manifest if field in manifest else manifest["documents"][0])[field] = value
+    file.write_text(json.dumps(manifest))
+    for read in (lambda: load_text_edit(tmp_path, small.data(), CODEC), lambda: recorded(tmp_path, made)):
+        with pytest.raises(InfuserError, match=f"manifest.json holds a wrong {field}"):
+            read()
+
+
+def test_what_is_recorded_belongs_to_the_documents_of_the_edit(tmp_path: Path) -> None:
+    made = edit()
+    file = save_text_edit(made, tmp_path, CODEC, substitution_gains=np.zeros(made.after.shape))
+    manifest = json.loads(file.read_text())
+    for row in manifest["documents"]:
+        row["substitution_gains"][0][0] = 9999
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(InfuserError, match=r"outside its document.*position 9999"):
+        recorded(tmp_path, made)
+    manifest["documents"][0]["id"] = 7
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(InfuserError, match=r"another edit.*documents 0"):
+        recorded(tmp_path, made)

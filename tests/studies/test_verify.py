@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from typer.testing import CliRunner
 from infuser.cli import app
 from infuser.errors import InfuserError
 from infuser.executors import Local
+from infuser.studies.environment import environment
 from infuser.studies.experiment import run_experiment
 from infuser.studies.replay import replay_run
 from infuser.studies.study import Experiment, Victim
 from infuser.studies.verify import verify_run
-from infuser.types import Recipe
+from infuser.types import Recipe, Scores
 
 RECIPE = Recipe(epochs=2, batch_size=32, lr=0.1, threads=1)
 TINY = Experiment(
@@ -103,6 +105,23 @@ def _effect(folder: Path) -> None:
     _json(folder / "results.json", lambda r: r["regimes"]["scratch"]["effects"][0].update(mean=9.0))
 
 
+def _says(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    return lambda folder: _json(folder / "results.json", change)
+
+
+def _scored(change: Callable[[Scores], Scores]) -> Callable[[Path], None]:
+    path = "scores.parquet"
+    return lambda folder: change(Scores.from_parquet(folder / path)).to_parquet(folder / path)
+
+
+def _folder_for(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return damage
+
+
 def _truncated(folder: Path) -> None:
     path = folder / "checkpoints" / "main" / "epoch-0001" / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -123,9 +142,11 @@ def test_a_run_that_nobody_touched_is_whole(folder: Path) -> None:
         "edits": 2,
         "arms": 2 * 2 * 2 * (1 + 2 * 2),  # models, regimes, seeds; the clean arm, two arms a probe
         "trials.parquet": checked["trials.parquet"],
-        "results.json": 2 * 2 * (3 + 2),  # edit, noise and placebo against clean, the edit against both
+        "scores.parquet": 200 * 2,
+        "results.json": checked["results.json"],
     }
     assert checked["trials.parquet"] > 100
+    assert checked["results.json"] > 100
     assert CliRunner().invoke(app, ["verify", str(folder)]).exit_code == 0
 
 
@@ -137,12 +158,29 @@ def test_a_run_that_nobody_touched_is_whole(folder: Path) -> None:
         (_start, "2 different starts"),
         (_value, "not what the parts give"),
         (_other_key, "clean: stale"),
-        (_effect, "other effects than the trials give"),
+        (_effect, "regimes.scratch.effects.0.mean: 9.0; the parts give"),
         (_truncated, "missing or damaged"),
         (_settings, "stale"),
         (lambda folder: (folder / "parts" / "clean.json").unlink(), "clean: missing"),
         (lambda folder: (folder / "trials.parquet").unlink(), "there are no trials"),
-        (lambda folder: (folder / "results.json").write_text("{}"), "KeyError"),
+        (lambda folder: (folder / "results.json").write_text("{}"), "base_seed: missing; the parts give 0"),
+        (_says(lambda r: r["regimes"]["scratch"]["arms"]["edit"].update(flips=7)), "scratch.arms.edit.flips: 7; the"),
+        (_says(lambda r: r["regimes"]["scratch"]["arms"]["edit"].update(test_accuracy=1)), "test_accuracy: 1; the"),
+        (_says(lambda r: r["regimes"]["scratch"]["arms"]["noise"].update(mean_delta_p=0.9)), "mean_delta_p: 0.9; the"),
+        (_says(lambda r: r.update(n_edited=1)), "n_edited: 1; the parts give 3"),
+        (_says(lambda r: r["predicted"]["scratch"].update(slope={"value": 1.0, "ci95": None, "n": 2})), "slope.value"),
+        (_says(lambda r: r.update(caveats=[])), "caveats.0: missing; the parts give"),
+        (_says(lambda r: r.pop("caveats")), "caveats.0: missing; the parts give"),
+        (_says(lambda r: r.update(praise="reliable")), "praise: reliable; the parts give nothing"),
+        (_says(lambda r: r["scores"].update(sha256="0")), "scores.sha256: 0; the parts give"),
+        (lambda folder: (folder / "scores.parquet").unlink(), "scores.parquet is missing"),
+        (lambda folder: (folder / "scores.parquet").write_bytes(b"PAR1"), "cannot read the scores"),
+        (lambda folder: (folder / "scores.parquet").write_bytes((folder / "trials.parquet").read_bytes()), "not hold"),
+        (_scored(lambda scores: replace(scores, values=2 * scores.values)), "scores.sha256"),
+        (_scored(lambda scores: replace(scores, ids=scores.ids[::-1])), "its documents are not those of the data"),
+        (_scored(lambda scores: replace(scores, queries=("a", "b"))), "its probes are a, b, not"),
+        (_folder_for("scores.parquet"), "scores.parquet is missing"),
+        (_folder_for("trials.parquet"), "there are no trials"),
         (lambda folder: shutil.rmtree(folder / "checkpoints" / "main" / "epoch-0001"), "epochs 0, 2"),
     ],
 )
@@ -150,6 +188,29 @@ def test_every_damage_is_seen(folder: Path, damage: Callable[[Path], None], mess
     damage(folder)
     assert message in _wrong(folder)
     assert CliRunner().invoke(app, ["verify", str(folder)]).exit_code == 1
+
+
+def test_a_run_of_before_scores_had_a_hash_is_whole(folder: Path) -> None:
+    _json(folder / "results.json", lambda r: r["scores"].pop("sha256"))
+    assert _wrong(folder) == ""
+
+
+def test_another_version_may_word_it_otherwise_but_not_count_otherwise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = environment()
+    later = {**now, "packages": {**now["packages"], "infuser": "9.0"}}
+    monkeypatch.setattr("infuser.studies.verify.environment", lambda: later)
+    _json(folder / "results.json", lambda r: (r.update(caveats=["Few."]), r.pop("base_seed")))
+    assert _wrong(folder) == ""
+    _json(folder / "results.json", lambda r: r.update(n_edited=1))
+    assert "n_edited: 1; the parts give 3\n      it was made with infuser" in _wrong(folder)
+
+
+def test_results_of_no_study_are_an_error(folder: Path) -> None:
+    (folder / "results.json").write_text("5")
+    with pytest.raises(InfuserError, match="not what a study writes"):
+        verify_run(folder)
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:

@@ -18,15 +18,19 @@ def permutation_p(observed: Array | float, null: Array) -> Array:
     """Return (1 + number of null values at least as large) / (1 + R): valid at every level for exchangeable values.
 
     Args:
-        observed: (...) statistics.
-        null: (R,) statistics under the null.
+        observed: (...) statistics; the p-value of NaN is NaN.
+        null: (R,) statistics under the null; infinities are values like any other.
+
+    Raises:
+        InfuserError: there are no null values, or one is NaN, which is neither larger nor smaller.
 
     >>> permutation_p(3.0, np.array([0.0, 1.0, 3.0]))
     array(0.5)
     """
     null = np.sort(np.asarray(null, dtype=np.float64).ravel())
-    if len(null) == 0 or not np.isfinite(null).all():
-        raise InfuserError("the null distribution is empty or not finite", got=f"{len(null)} values")
+    if len(null) == 0 or np.isnan(null).any():
+        got = f"{len(null)} values, {int(np.isnan(null).sum())} of them NaN"
+        raise InfuserError("the null distribution is empty or not of numbers", got=got)
     at_least = len(null) - np.searchsorted(null, np.asarray(observed, dtype=np.float64), side="left")
     return np.asarray(np.where(np.isnan(observed), np.nan, (1 + at_least) / (1 + len(null))))
 
@@ -139,9 +143,11 @@ def find(
     """Return the documents whose score is too high for a clean one, at a false discovery rate of `level`.
 
     A document's conformal p-value is (1 + number of reference documents with at least its score) / (1 + size of the
-    reference). It is valid if a clean document is exchangeable with the reference, which must therefore be a random
-    sample of clean documents, trained on with the others, and chosen without looking at the scores. Without a reference
-    the documents are only ranked: nothing says how large the scores of clean documents are.
+    reference). Where a score is NaN, a document has none: it gets no p-value and does not count in the reference, and
+    the claim says so. Infinite scores count as what they are, at least as large as any or smaller. The p-value is valid
+    if a clean document is exchangeable with the reference, which must therefore be a random sample of clean documents,
+    trained on with the others, and chosen without looking at the scores. Without a reference the documents are only
+    ranked: nothing says how large the scores of clean documents are.
 
     Args:
         scores: of all documents; higher is more suspicious.
@@ -150,7 +156,7 @@ def find(
         query: which row of the scores.
 
     Raises:
-        InfuserError: the reference is empty or holds every document, or a level is not in (0, 1).
+        InfuserError: the reference is empty, holds every document or has no scores, or a level is not in (0, 1).
 
     Source: Bates, Candes, Lei, Romano and Sesia, Testing for outliers with conformal p-values, 2023 (BH holds on them).
     """
@@ -170,13 +176,19 @@ def find(
         claim = "ranked only: without documents declared clean, no p-value and no error rate can be given"
         return Findings(ids, tested, nothing, nothing, np.zeros(len(ids), dtype=bool), level, claim)
     clean = values[is_reference]
-    p = permutation_p(tested, clean[np.isfinite(clean)])
+    scored = clean[~np.isnan(clean)]
+    if len(scored) == 0:
+        raise InfuserError("no reference document has a score", got=f"{len(clean)} ids", expected="one that is no NaN")
+    p = permutation_p(tested, scored)
     q = np.full(len(p), np.nan)
     q[np.isfinite(p)] = benjamini_hochberg(p[np.isfinite(p)])
     found = np.nan_to_num(q, nan=1.0) <= level
+    which = f"{len(clean)} reference documents"
+    if len(scored) < len(clean):
+        which = f"{len(scored)} of {which} that have a score"
     claim = (
         f"{int(found.sum())} of {len(ids)} documents at a false discovery rate of {level:g}, "
-        f"if the {int(is_reference.sum())} reference documents are a random sample of clean ones"
+        f"if the {which} are a random sample of clean ones"
     )
     return Findings(ids, tested, p, q, found, level, claim)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +144,9 @@ def load_text_edit(folder: str | os.PathLike[str], data: Dataset, codec: Codec) 
     return Edit(
         chosen.ids,
         chosen.inputs,
-        np.stack(after),
+        np.array(after, dtype=chosen.inputs.dtype).reshape(chosen.inputs.shape),
         chosen.targets,
-        np.stack(targets),
+        np.array(targets, dtype=chosen.targets.dtype).reshape(chosen.targets.shape),
         None if manifest["share"] is None else TokenBudget(float(manifest["share"])),
         str(manifest["made_by"]),
         None if None in gains else np.array(gains, dtype=np.float64),
@@ -155,9 +157,11 @@ def recorded(folder: str | os.PathLike[str], edit: Edit) -> tuple[Array | None, 
     """Return what the manifest says beside the edit: (perplexity ratios (k,), substitution gains (k, T)), or None.
 
     Raises:
-        InfuserError: it is not the manifest of an edit of text.
+        InfuserError: it is not the manifest of this edit of text.
     """
     rows = {row["id"]: row for row in _rows(read_json(Path(folder) / NAME))}
+    if absent := [i for i in edit.ids.tolist() if i not in rows]:
+        raise InfuserError(f"{NAME} is that of another edit", got=f"documents {listed(absent)} are not in it")
     kept = [rows[i] for i in edit.ids.tolist()]
     ratios = [row.get("perplexity_ratio") for row in kept]
     perplexity = None if None in ratios else np.array(ratios, dtype=np.float64)
@@ -166,6 +170,9 @@ def recorded(folder: str | os.PathLike[str], edit: Edit) -> tuple[Array | None, 
     gains = np.full(edit.after.shape, np.nan)
     for j, row in enumerate(kept):
         for t, gain in row["substitution_gains"]:
+            if not 0 <= t < edit.after.shape[1]:
+                fact = f"{NAME} tells of a substitution outside its document"
+                raise InfuserError(fact, got=f"document {row['id']}, position {t}")
             gains[j, t] = gain
     return perplexity, gains
 
@@ -246,15 +253,61 @@ def _rows(manifest: Any) -> list[dict[str, Any]]:
     rows = manifest.get("documents") if isinstance(manifest, dict) else None
     if not isinstance(rows, list) or manifest.get("schema") != _SCHEMA:
         raise InfuserError("not the manifest of a text edit", got=str(manifest)[:80])
-    kinds = {"id": int, "before_sha256": str, "after_sha256": str, "loss_from": list}
     for row in rows:
-        wrong = [k for k, kind in kinds.items() if not isinstance(row, dict) or not isinstance(row.get(k), kind)]
-        if wrong:
-            raise InfuserError(f"a document of the manifest lacks {listed(wrong)}", got=str(row)[:80])
-    missing = [key for key in ("share", "made_by") if key not in manifest]
-    if missing:
-        raise InfuserError(f"the manifest lacks {listed(missing)}", got=listed(sorted(map(str, manifest))))
+        _require_fields(row, _OF_DOCUMENT, "a document of the manifest")
+        recorded = {name: holds for name, holds in _FOR_THE_RECORD.items() if name in row}
+        _require_fields(row, recorded, f"document {row['id']} of the manifest")
+    _require_fields(manifest, _OF_EDIT, "the manifest")
     return rows
+
+
+def _require_fields(held: Any, fields: Mapping[str, Callable[[Any], bool]], what: str) -> None:
+    """Raise where a field is missing or its value is not one that `save_text_edit` writes."""
+    missing = [name for name in fields if not isinstance(held, dict) or name not in held]
+    if missing:
+        raise InfuserError(f"{what} lacks {listed(missing)}", got=str(held)[:80])
+    wrong = [name for name, holds in fields.items() if not holds(held[name])]
+    if wrong:
+        raise InfuserError(
+            f"{what} in {NAME} holds a wrong {listed(wrong)}",
+            got=listed([f"{name}: {held[name]!r:.40}" for name in wrong]),
+            causes=["the file was changed by hand"],
+            remedy="write the edit again",
+        )
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**63  # True is an int of another type
+
+
+def _number_or_null(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
+
+
+def _two_places(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_whole, value))
+
+
+def _gains_or_null(value: Any) -> bool:
+    """Return whether these are (position, gain), as `_present` gives them."""
+    pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    return value is None or (pairs and all(_whole(t) and _number_or_null(gain) for t, gain in value))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# What a manifest must hold, and what it may, by name.
+_OF_EDIT: dict[str, Callable[[Any], bool]] = {"share": _number_or_null, "made_by": _text}
+_OF_DOCUMENT: dict[str, Callable[[Any], bool]] = {
+    "id": _whole,
+    "before_sha256": _text,
+    "after_sha256": _text,
+    "loss_from": _two_places,
+    "gain": _number_or_null,
+}
+_FOR_THE_RECORD = {"perplexity_ratio": _number_or_null, "substitution_gains": _gains_or_null}
 
 
 def _read(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from infuser.errors import InfuserError
-from infuser.storage import write_text
+from infuser.storage import sweep, write_text
 
 # Everything that a run writes. Overwriting removes these names and nothing else: a folder may hold a user's own files.
 CONTENTS = (
@@ -36,7 +35,6 @@ CONTENTS = (
     "table.csv",
 )
 _FIRST = {"config.yaml", "environment.json"}  # what stands there before a run has made anything
-_HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")  # as storage.atomic_path names it
 
 
 @contextmanager
@@ -65,7 +63,7 @@ def opened(folder: str | os.PathLike[str], config: str, *, resume: bool, overwri
             "the output folder is in use", got=holder, remedy="wait for it, or use another --out"
         ) from error
     try:
-        _swept(folder)
+        sweep(folder)  # nobody else writes here, since the folder is locked
         write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
         _settle(folder, config, resume=resume, overwrite=overwrite)
         yield folder
@@ -76,13 +74,6 @@ def opened(folder: str | os.PathLike[str], config: str, *, resume: bool, overwri
         with suppress(OSError):
             (folder / ".lock").unlink()
         lock.release()
-
-
-def _swept(folder: Path) -> None:
-    """Remove what a killed driver was writing; nobody else writes here, since the folder is locked."""
-    for path in folder.rglob(".*.tmp"):
-        if _HALF_WRITTEN.fullmatch(path.name) and not path.is_symlink():
-            path.unlink(missing_ok=True)
 
 
 def _settle(folder: Path, config: str, *, resume: bool, overwrite: bool) -> None:

@@ -28,15 +28,15 @@ from infuser.evaluation.compare import PRIMARY, compare
 from infuser.evaluation.metrics import ClassAccuracy, arm_block, effect_block
 from infuser.evaluation.placebo import PLACEBO, with_placebo
 from infuser.evaluation.truth import Agreement, agreement
-from infuser.storage import atomic_path
+from infuser.storage import atomic_path, hash_arrays
 from infuser.studies.parts import Part
-from infuser.studies.study import Study
-from infuser.types import Effect, Trials
+from infuser.studies.study import Scored
+from infuser.types import Effect, Scores, Trials
 
 SCHEMA = 1
 
 
-def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
+def assemble(study: Scored, parts: Mapping[str, Part]) -> dict[str, Any]:
     """Return what results.json says, but for the environment: a function of the settings and the parts alone."""
     settings, pooled = study.settings, pooled_trials(parts)
     edits = [part.edit for part in parts.values() if part.edit is not None]
@@ -82,7 +82,7 @@ def assemble(study: Study, parts: Mapping[str, Part]) -> dict[str, Any]:
             "ssim_mean": float(np.mean([fact["ssim_mean"] for fact in facts])),
         },
         "predicted": forecasts,
-        "scores": {"method": study.scores.method, "unit": study.scores.unit},
+        "scores": {"method": study.scores.method, "unit": study.scores.unit, "sha256": _hash(study.scores)},
         "caveats": [caveat.text for caveat in distinct(caveats)],
     }
 
@@ -132,7 +132,7 @@ def write_trials(path: Path, pooled: Mapping[str, Trials]) -> None:
         pq.write_table(pa.table(columns), temporary)
 
 
-def _regime(trials: Trials, effects: Sequence[Effect], study: Study) -> dict[str, Any]:
+def _regime(trials: Trials, effects: Sequence[Effect], study: Scored) -> dict[str, Any]:
     trained = [arm for arm in dict.fromkeys(trials.arm.tolist()) if arm != PLACEBO]
     return {
         "unit": effects[0].measure,
@@ -153,6 +153,10 @@ def arm_result(trials: Trials, arm: str, judged: Dataset) -> dict[str, Any]:
         "collateral": float(near.value.mean()),
         "class_accuracy": per_class,
     }
+
+
+def _hash(scores: Scores) -> str:
+    return hash_arrays({"ids": scores.ids, "values": scores.values})
 
 
 def _estimate(estimate: Any) -> dict[str, Any] | None:

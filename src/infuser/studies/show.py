@@ -6,12 +6,20 @@ from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from infuser.errors import InfuserError
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def kind_of(results: Mapping[str, Any]) -> str:
-    """Return what results.json is about."""
+    """Return what results.json is about.
+
+    Raises:
+        InfuserError: it holds no mapping.
+    """
+    if not isinstance(results, Mapping):
+        raise _not_results(f"{results!s:.60}")
     if "suspects" in results:
         return "an audit"
     if "removal" in results:
@@ -20,18 +28,32 @@ def kind_of(results: Mapping[str, Any]) -> str:
 
 
 def shown(results: Mapping[str, Any]) -> str:
-    """Return what results.json of any study says, as its command printed it."""
-    match kind_of(results):
-        case "an audit":
-            from infuser.studies import audit_report
+    """Return what results.json of any study says, as its command printed it.
 
-            return audit_report.summary(results)
-        case "a benchmark of detectors":
-            from infuser.studies import detection_benchmark
+    Raises:
+        InfuserError: it is not what a study writes.
+    """
+    try:
+        match kind_of(results):
+            case "an audit":
+                from infuser.studies import audit_report
 
-            return detection_benchmark.table(results)
-        case _:
-            return summary(results)
+                return audit_report.summary(results)
+            case "a benchmark of detectors":
+                from infuser.studies import detection_benchmark
+
+                return detection_benchmark.table(results)
+            case _:
+                return summary(results)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _not_results(f"{type(error).__name__}: {error}") from error
+
+
+def _not_results(got: str) -> InfuserError:
+    causes = ["it was changed by hand", "it comes from another version"]
+    return InfuserError(
+        "results.json is not what a study writes", got=got, causes=causes, remedy="go on with the run by --resume"
+    )
 
 
 def summary(results: Mapping[str, Any]) -> str:

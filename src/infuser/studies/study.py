@@ -173,8 +173,8 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class Study:
-    """What all jobs share.
+class Scored:
+    """What results.json follows from, together with what the jobs gave: all of it lies in the run's folder.
 
     Attributes:
         settings: of the study.
@@ -183,8 +183,6 @@ class Study:
         run: trained on `data`.
         victims: architecture -> its own clean run.
         probes: f for each probe; probes[q] is one of them.
-        influence: the fitted method.
-        plain: the same without curvature.
         scores: (Q, N) by influence.
     """
 
@@ -194,8 +192,6 @@ class Study:
     run: Run
     victims: Mapping[str, Run]
     probes: LogProb | Margin
-    influence: Influence
-    plain: Influence
     scores: Scores
 
     @property
@@ -207,6 +203,19 @@ class Study:
     def runs(self) -> list[tuple[str, Run]]:
         """The models to retrain, by the name that their regime carries."""
         return [("", self.run), *((f"{name}:", run) for name, run in self.victims.items())]
+
+
+@dataclass(frozen=True)
+class Study(Scored):
+    """What all jobs share.
+
+    Attributes:
+        influence: the fitted method.
+        plain: the same without curvature.
+    """
+
+    influence: Influence
+    plain: Influence
 
 
 @dataclass(frozen=True)
@@ -272,9 +281,8 @@ def prepare(
         by = (how, aim, asdict(settings.damping))
         scores = common.once(lambda: attribute(sharded, run, data, probes), "scores", by)
     flat = common.once(lambda: identity(run), "identity", base)
-    return Study(
-        settings, data, test, run, victims, probes, influence, Influence(flat, Damping(0.0, "absolute")), scores
-    )
+    without = Influence(flat, Damping(0.0, "absolute"))
+    return Study(settings, data, test, run, victims, probes, scores, influence, without)
 
 
 def _base(

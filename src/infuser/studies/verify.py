@@ -15,17 +15,23 @@ from infuser.config import parse, read_yaml
 from infuser.data import Dataset
 from infuser.data.source import load
 from infuser.errors import InfuserError, listed
-from infuser.evaluation.metrics import effect_block
 from infuser.evaluation.retrain import begin
+from infuser.measure import LogProb, Margin
 from infuser.perturbation.manifest import load_edit
 from infuser.storage import plain, read_json
+from infuser.studies.environment import environment
 from infuser.studies.experiment import keyed_jobs
 from infuser.studies.parts import Part, stored
-from infuser.studies.results import all_effects, pooled_trials, write_trials
+from infuser.studies.results import assemble, pooled_trials, write_trials
 from infuser.studies.show import kind_of
-from infuser.studies.study import Experiment, Start, Victim, builder_of, choose_probes
+from infuser.studies.study import Experiment, Scored, Start, Victim, builder_of, choose_probes
 from infuser.studies.sweep_table import sweep_table
-from infuser.types import Trials
+from infuser.types import Scores, Trials
+
+_NAMED = 5  # differences in results.json that are told one by one
+_BESIDE = "environment."  # in results.json: where it was made, which is no result
+_LATER = {"scores.sha256"}  # what results.json did not say at first
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,10 @@ class _Opened:
     folder: Path
     settings: Experiment
     data: Dataset
+    test: Dataset
     runs: tuple[tuple[str, Run], ...]
+    probes: LogProb | Margin
+    made_with: Mapping[str, Any]
     keys: Mapping[str, str]
     parts: Mapping[str, Part]
 
@@ -77,10 +86,12 @@ def verify_run(folder: Path, *, allow_code: bool = False) -> list[Finding]:
         return [Finding("checkpoints are those of their manifests, recipe and data", 0, (str(error),))]
     probes = choose_probes(settings, runs[0][1], test)
     made_with = read_json(folder / "environment.json")
+    if not isinstance(made_with, dict) or not isinstance(made_with.get("packages"), dict):
+        raise InfuserError("environment.json does not tell what the run was made with", got=f"{made_with!s:.60}")
     keys = keyed_jobs(settings, (data, test), runs, probes.queries, made_with)[1]
-    it = _Opened(folder, settings, data, runs, keys, stored(folder, data, keys))
+    it = _Opened(folder, settings, data, test, runs, probes, made_with, keys, stored(folder, data, keys))
     count = sum(len(run.checkpoints) for _, run in runs)
-    checks: Sequence[Callable[[_Opened], Finding]] = (_parts, _edits, _starts, _trials, _results)
+    checks: Sequence[Callable[[_Opened], Finding]] = (_parts, _edits, _starts, _scores, _trials, _results)
     return [Finding("checkpoints are those of their manifests, recipe and data", count), *(c(it) for c in checks)]
 
 
@@ -206,10 +217,34 @@ def _start_hash(run: Run, regime: Start, seed: int) -> str:
     return Checkpoint(0, 0, {name: value.detach() for name, value in model.state_dict().items()}).content_hash
 
 
+def _scores(it: _Opened) -> Finding:
+    what = "scores.parquet holds all documents and probes"
+    try:
+        scores = _read_scores(it.folder)
+    except InfuserError as error:
+        return Finding(what, 0, (str(error),))
+    wrong = []
+    if not np.array_equal(scores.ids, it.data.ids):
+        wrong.append("its documents are not those of the data, in their order")
+    if scores.queries != it.probes.queries:
+        wrong.append(f"its probes are {listed(scores.queries)}, not {listed(it.probes.queries)}")
+    return Finding(what, scores.values.size, tuple(wrong))
+
+
+def _read_scores(folder: Path) -> Scores:
+    path = folder / "scores.parquet"
+    if not path.is_file():
+        raise InfuserError(f"{path.name} is missing", got=str(path))
+    try:
+        return Scores.from_parquet(path)
+    except (ValueError, TypeError, IndexError) as error:  # columns of other names or types
+        raise InfuserError(f"{path.name} does not hold scores", got=str(error)) from error
+
+
 def _trials(it: _Opened) -> Finding:
     what = "trials.parquet holds the rows of the parts"
     path = it.folder / "trials.parquet"
-    if not path.exists() or len(it.parts) < len(it.keys):
+    if not path.is_file() or len(it.parts) < len(it.keys):
         return Finding(what, 0, ("there are no trials, or parts are missing",))
     try:
         pooled = _pooled(it)
@@ -223,19 +258,40 @@ def _trials(it: _Opened) -> Finding:
 
 
 def _results(it: _Opened) -> Finding:
-    what = "results.json states the effects of these trials"
+    """Assemble results.json again from the parts, as the run did, and compare all that it says."""
+    what = "results.json says what the parts and the scores give"
     if len(it.parts) < len(it.keys):
         return Finding(what, 0, ("parts are missing",))
     try:
-        said = read_json(it.folder / "results.json")["regimes"]
-        wrong, count = [], 0
-        for regime, trials in _pooled(it).items():
-            effects = plain([effect_block(effect) for effect in all_effects(trials)])
-            count += len(effects)
-            wrong += [f"{regime}: other effects than the trials give"] if said[regime]["effects"] != effects else []
-    except (InfuserError, KeyError, TypeError) as error:
+        said = read_json(it.folder / "results.json")
+        (_, run), *others = it.runs
+        victims = {name.removesuffix(":"): victim for name, victim in others}
+        scored = Scored(it.settings, it.data, it.test, run, victims, it.probes, _read_scores(it.folder))
+        again = plain(assemble(scored, {name: it.parts[name] for name in it.keys}))
+    except (InfuserError, KeyError, TypeError, ValueError) as error:
         return Finding(what, 0, (f"{type(error).__name__}: {error}",))
-    return Finding(what, count, tuple(wrong))
+    then, now = (made["packages"].get("infuser") for made in (it.made_with, environment()))
+    there, expected = (dict(_leaves(value)) for value in (said, again))
+    wrong = [
+        f"{path}: {there.get(path, 'missing')!s:.60}; the parts give {expected.get(path, 'nothing')!s:.60}"
+        for path in sorted(there.keys() | expected.keys())
+        if there.get(path, _ABSENT) != expected.get(path, _ABSENT) and not path.startswith(_BESIDE)
+        # Another version may word it otherwise, or say less; a number means the same in all of them.
+        if then == now or all(isinstance(leaves.get(path), int | float) for leaves in (there, expected))
+        if path in there or path not in _LATER
+    ]
+    more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
+    made = [f"it was made with infuser {then}, and this is {now}"] if wrong and then != now else []
+    return Finding(what, len(expected), tuple(wrong[:_NAMED] + more + made))
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) for all that nested JSON holds."""
+    if not isinstance(value, dict | list):
+        yield path, value
+        return
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(item, f"{path}.{key}" if path else str(key))
 
 
 def _pooled(it: _Opened) -> dict[str, Trials]:
