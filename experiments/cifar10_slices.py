@@ -338,4 +338,4 @@ def study_of(settings: Experiment, at: Sequence[int], world: str, victims: Seque
     runs = {name: run_of(name, world) for name in victims}
     known = all_probes(world)
     chosen = replace(known, documents=test[known.documents.ids[list(at)]], labels=np.asarray(known.labels)[list(at)])
-    return Study(settings, train_set, test, run_of(settings.model, world), runs, chosen, influence, plain, scores)
+    return Study(settings, train_set, test, run_of(settings.model, world), runs, chosen, scores, influence, plain)
