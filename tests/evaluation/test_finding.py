@@ -125,7 +125,7 @@ def test_intervals_cover_the_true_auc_and_miss_it_on_both_sides(k, n, shift):
         low, high = found.estimates["roc_auc"].interval
         above, below = above + (low > true), below + (high < true)
     assert 0.90 <= 1 - (above + below) / 200 <= 0.99
-    assert above <= 12  # percentiles end too high near 1: they lie above the truth in a fifth of all cases
+    assert above <= 12  # percentiles end too high near 1, and fail here
 
 
 def test_few_edited_documents_have_no_interval():
