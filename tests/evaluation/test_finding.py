@@ -153,6 +153,10 @@ def test_bad_requests():
     suspicion, edited = case()
     with pytest.raises(InfuserError, match=r"did not see.*Got: 5"):
         find(suspicion, [5, *edited])
+    with pytest.raises(InfuserError, match=r"did not see.*Got: 1000\.5"):
+        find(suspicion, [1000.5, *edited])
+    with pytest.raises(InfuserError, match="a mask is not ids"):
+        find(suspicion, np.isin(suspicion.ids, edited))
     with pytest.raises(InfuserError, match="some documents must be edited"):
         find(suspicion, [])
     with pytest.raises(InfuserError, match="other documents"):

@@ -187,6 +187,8 @@ def test_given_ids_are_edited_as_they_come():
         _perturb(None, ids=[102, 102])
     with pytest.raises(InfuserError, match=r"1 ids are not in"):
         _perturb(None, ids=[102, 7])
+    with pytest.raises(InfuserError, match=r"1 ids are not in.*102\.5"):
+        _perturb(None, ids=[102.5])
     with pytest.raises(InfuserError, match="ids and k do not fit"):
         _perturb(None, ids=[])
 

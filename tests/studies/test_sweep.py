@@ -138,6 +138,15 @@ def test_a_sweep_verifies_its_table(tmp_path: Path, name: str) -> None:
     assert [line for finding in verify_run(out) for line in finding.wrong] == [f"{name} is not what the points give"]
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"points": []}', '{"points": {"a": 1}}'])
+def test_a_plan_that_no_sweep_wrote_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(InfuserError, match=r"sweep\.json is not the plan of a sweep.*--resume"):
+        status(tmp_path)
+    with pytest.raises(InfuserError, match=r"sweep\.json is not the plan of a sweep"):
+        list(verify_run(tmp_path))
+
+
 def test_commands_for_a_run_say_what_to_do_with_a_sweep(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_sweep(read_sweep(_config(tmp_path)), out, Local(1))

@@ -103,7 +103,10 @@ def lift(
 
 
 def _truth(suspicion: Suspicion, edited: Sequence[int] | Array) -> Array:
-    wanted = np.unique(np.asarray(edited, dtype=np.int64))
+    given = np.asarray(edited)
+    if given.dtype == bool:
+        raise InfuserError("a mask is not ids", got=given.shape, remedy="pass data.ids[mask]")
+    wanted = np.unique(given)
     missing = np.setdiff1d(wanted, suspicion.ids)
     if len(missing):
         raise InfuserError("edited documents that the detector did not see", got=listed(missing.tolist()))

@@ -74,8 +74,8 @@ def perturb(
     _check_data(run, data)
     able = data if (data.weights > 0).all() else data[data.ids[data.weights > 0]]
     if ids is not None:
+        _check_ids(np.asarray(ids), data, k)
         wanted = np.asarray(ids, dtype=np.int64)
-        _check_ids(wanted, data, k)
         _check_trained_on(wanted, able)
         return _edited(method, direction, run, data, wanted)
     size = _checked_k(k, able)

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
@@ -52,9 +52,28 @@ def refuse_sweep(folder: Path, command: str) -> None:
         raise InfuserError("this folder is a sweep of many runs", got=str(folder), remedy=remedy)
 
 
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Return what sweep.json says.
+
+    Raises:
+        InfuserError: it is not the plan of a sweep.
+    """
+    plan = read_json(folder / "sweep.json")
+    points = plan.get("points") if isinstance(plan, dict) else None
+    held = points.values() if isinstance(points, dict) else [None]
+    if not all(isinstance(point, dict) and {"changes", "jobs"} <= {*point} for point in held):
+        raise InfuserError(
+            "sweep.json is not the plan of a sweep",
+            got=f"{plan!s:.60}",
+            causes=["it was changed by hand", "it comes from another version"],
+            remedy="run the sweep again with --resume: nothing that is finished is run again",
+        )
+    return cast(dict[str, Any], plan)
+
+
 def status(folder: Path) -> dict[str, Any]:
     """Return how many jobs of a sweep are done, running and failed, by what lies in its folder."""
-    plan = read_json(folder / "sweep.json")
+    plan = read_plan(folder)
     done = total = 0
     for name, point in plan["points"].items():
         total += len(point["jobs"])

@@ -25,7 +25,7 @@ from infuser.studies.parts import Part, stored
 from infuser.studies.results import assemble, pooled_trials, write_trials
 from infuser.studies.show import kind_of
 from infuser.studies.study import Experiment, Scored, Start, Victim, builder_of, choose_probes
-from infuser.studies.sweep_table import sweep_table
+from infuser.studies.sweep_table import read_plan, sweep_table
 from infuser.types import Scores, Trials
 
 _NAMED = 5  # differences in results.json that are told one by one
@@ -97,7 +97,7 @@ def verify_run(folder: Path, *, allow_code: bool = False) -> list[Finding]:
 
 def _of_sweep(folder: Path, allow_code: bool) -> Iterator[Finding]:
     """Yield what was checked of every point, and of the table that is made of them."""
-    changes = {name: point["changes"] for name, point in read_json(folder / "sweep.json")["points"].items()}
+    changes = {name: point["changes"] for name, point in read_plan(folder)["points"].items()}
     places = {name: folder / "points" / name for name in sorted(changes)}
     missing = tuple(f"{name}: missing" for name, place in places.items() if not (place / "config.yaml").exists())
     yield Finding("every point of the sweep has its folder", len(places), missing)
