@@ -48,7 +48,7 @@ def _told(value: Any) -> str:
     order = "the order of the run" if value["seeds"] == [value["base_seed"]] else "another order (one seed)"
     return (
         f"{MODELS[value['model']]}, {value['n_edited']} of {value['n_train']:,} documents edited within"
-        f" {value['radius']:g}/255 ({value['strategy']}), {len(value['probes'])} probes, replayed in {order}."
+        f" {value['radius']:g}/255 ({value['strategy']}), {len(value['probes'])} probes, retrained in {order}."
     )
 
 
@@ -110,7 +110,7 @@ def foretold() -> str:
             block = value["predicted"][regime]
             ranks = (beside["rank_of_clean_log_odds"], beside["rank_of_prediction_given_clean"])
             pairs = np.array([(predicted, block["measured"][name]) for name, predicted in block["per_probe"].items()])
-            line = agreement(*pairs.T).slope
+            line = agreement(*pairs.T).slope  # anew: older files hold intervals that trust in equal errors
             slope = f"{line.value:.4f}{ends_of(line.interval, 4)}"
             rank = share(row_of(block["rank_correlation"]))
             body.append((f"{case}, {regime}", str(beside["n"]), rank, *map(two_places, ranks), slope))

@@ -249,7 +249,10 @@ def test_agreement_of_exact_lines_has_a_slope_and_no_interval():
     exact = agreement(x, 3 * x - 1)
     assert exact.slope.value == pytest.approx(3)
     assert exact.slope.interval is None
-    assert agreement(x, np.ones(9)).slope.interval is None
+    for level in (1, 0.1, 1e6 + 0.1):
+        assert agreement(x, np.full(9, level)).slope.interval is None
+    assert agreement(x, 0.1 * x + 0.7).slope.interval is None
+    assert agreement(x, 0.1 * x + 1e-9 * np.random.default_rng(0).normal(size=9)).slope.interval is not None
     assert agreement([0, 0, 0, 1.0], [1, 2, 3, 5.0]).slope.interval is None  # one pair alone makes the slope
     assert exact.rank.value == pytest.approx(1)
     assert math.isnan(agreement(np.ones(5), np.arange(5.0)).slope.value)

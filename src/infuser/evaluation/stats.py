@@ -54,7 +54,7 @@ def table_estimate(
     value = float(table.mean())
     if n < 3:
         return Estimate(value, None, n, tuple(seeds), unit, f"none: fewer than 3 {unit}", how.level)
-    if np.ptp(table) <= _rounding(table):  # nothing is known of a spread that did not show
+    if np.ptp(table) <= rounding(table):  # nothing is known of a spread that did not show
         return Estimate(value, None, n, tuple(seeds), unit, f"none: all {unit} agree", how.level)
     over = f"{n} {unit}" + (f" and {s} seeds" if s > 1 else "")
     if n < 8:
@@ -65,7 +65,7 @@ def table_estimate(
     return Estimate(value, two_way_interval(table, how), n, tuple(seeds), unit, method, how.level)
 
 
-def _rounding(values: Array) -> float:
+def rounding(values: Array) -> float:
     """Return the spread of equal values that were computed in different ways."""
     return float(8 * np.finfo(np.float64).eps * np.abs(values).max())
 
@@ -86,7 +86,7 @@ def _half_width(table: Array, level: float) -> float:
     if s > 1:
         of_columns = n * columns.var(ddof=1)
         rest = ((table - rows[:, None] - columns + mean) ** 2).sum() / ((n - 1) * (s - 1))
-        if np.ptp(rows) <= _rounding(table):
+        if np.ptp(rows) <= rounding(table):
             total = of_rows = rest
             df = float((n - 1) * (s - 1))
         if of_columns > rest:

@@ -14,7 +14,7 @@ from infuser.checkpoints import Run
 from infuser.data.dataset import Dataset
 from infuser.errors import InfuserError, listed
 from infuser.evaluation.retrain import Job, Setting, Start, begin, perform
-from infuser.evaluation.stats import Bootstrap, spearman
+from infuser.evaluation.stats import Bootstrap, rounding, spearman
 from infuser.executors import Executor, Local
 from infuser.types import Arm, Array, Estimate, Measurement, Scores
 
@@ -258,7 +258,7 @@ def agreement(forecast: Array, measured: Array, unit: str = "probes", level: flo
     centred = x - x.mean()
     missed = y - line.intercept - slope * x
     free = 1 - 1 / n - centred**2 / (centred**2).sum()  # share of its own miss that a pair does not explain away
-    if np.abs(missed).max() <= 1e-12 * np.ptp(y) or free.min() <= 1e-12:
+    if np.abs(missed).max() <= rounding(np.stack([y, slope * x])) or free.min() <= 1e-12:
         return Agreement(Estimate(slope, None, n, (), unit, "none: the line goes through the pairs", level), rank)
     error = float(np.sqrt(((centred * missed / free) ** 2).sum()) / (centred**2).sum())
     half = float(stats.t.ppf((1 + level) / 2, n - 2)) * error
